@@ -1,0 +1,97 @@
+# Every target makes the virtual environment it needs: Python 3.10 or newer and make are enough.
+# A second run installs nothing, unless pyproject.toml or the pinned versions have changed.
+
+PYTHON ?= python3
+PYTHON_LOWEST ?= python3.11
+# Test processes; each holds a TensorFlow of its own.
+WORKERS ?= 2
+# Handed on to the script or to pytest.
+ARGS ?=
+
+VENV := .venv
+VENV_LOWEST := .venv-lowest
+RUN := $(VENV)/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test check install format-check lint types format bench test-lowest clean
+
+help: ## print these targets
+	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.has-demo ## train on distorted digits, draw the figure, serve the model (ARGS=--quick)
+	@echo "==> Running examples/distorted_digits.py $(ARGS)"
+	@$(RUN) examples/distorted_digits.py $(ARGS)
+
+test: $(VENV)/.has-test ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
+	@echo "==> Running the tests in $(WORKERS) processes"
+	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+
+check: ## check format, lint and types, then run the tests, saying the seconds of each
+	@for stage in install format-check lint types test; do \
+		start=$$(date +%s); \
+		$(MAKE) --no-print-directory $$stage || { echo "==> $$stage failed"; exit 1; }; \
+		echo "==> $$stage: $$(($$(date +%s) - start)) s"; \
+	done
+
+install: $(VENV)/.has-dev $(VENV)/.has-test ## make the virtual environment for development
+	@:
+
+format-check: $(VENV)/.has-dev ## check that the code is formatted
+	@$(RUN) -m ruff format --check
+
+lint: $(VENV)/.has-dev ## look for mistakes and bad style
+	@$(RUN) -m ruff check
+
+types: $(VENV)/.has-dev ## check the types
+	@$(RUN) -m mypy
+
+format: $(VENV)/.has-dev ## format the code and mend what can be mended
+	@$(RUN) -m ruff check --fix-only
+	@$(RUN) -m ruff format
+
+bench: $(VENV)/.has-bench ## time the operators beside their peers
+	@echo "==> Running benchmarks/portable.py $(ARGS)"
+	@$(RUN) benchmarks/portable.py $(ARGS)
+
+test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions supported
+	@echo "==> Running the tests on the lowest versions in $(WORKERS) processes"
+	@$(VENV_LOWEST)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+clean: ## remove the virtual environments, builds and caches
+	rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment $(1) made by the Python $(2).
+define make_venv
+	@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "tf_deform needs Python 3.10 or newer, but $(2) says: $$($(2) --version 2>&1 | head -n 1)" >&2; \
+		echo "Name another one: make PYTHON=python3.12 (for test-lowest PYTHON_LOWEST=...)" >&2; \
+		exit 1; }
+	@echo "==> Making the virtual environment $(1) with $$($(2) --version)"
+	@$(2) -m venv --clear $(1)
+	@touch $@
+endef
+
+# tf_deform, editable, and its extra $(2) in the virtual environment $(1), at the versions in $(3).
+define install_extra
+	@echo "==> Installing tf_deform[$(2)] into $(1) (a few minutes the first time)"
+	@$(1)/bin/python -m pip install -qq --constraint $(3) --editable '.[$(2)]'
+	@touch $@
+endef
+
+$(VENV)/.made:
+	$(call make_venv,$(VENV),$(PYTHON))
+
+$(VENV_LOWEST)/.made:
+	$(call make_venv,$(VENV_LOWEST),$(PYTHON_LOWEST))
+
+$(VENV)/.has-%: pyproject.toml constraints.txt | $(VENV)/.made
+	$(call install_extra,$(VENV),$*,constraints.txt)
+
+$(VENV_LOWEST)/.has-test: pyproject.toml constraints-lowest.txt | $(VENV_LOWEST)/.made
+	$(call install_extra,$(VENV_LOWEST),test,constraints-lowest.txt)

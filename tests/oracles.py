@@ -1,0 +1,458 @@
+"""NumPy oracles: every operator as plain loops written from its definition, in float64.
+
+Names and signatures follow `tf_deform.ops`, and nothing is shared with it. Speed does not matter
+here: an oracle has to be right by reading it. Arrays are channels-last, points are in pixels and in
+array order (y, x).
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+# Sampling one point
+
+
+def linear_sample(image, point, rule="zeros", align_corners=True):
+    """Returns the linear sample [C] of image [*space, C] at point [rank].
+
+    Rules: "zeros", "border", "reflection" (about 0 and size-1, or about -0.5 and size-0.5 without
+    `align_corners`), and "roi" and "psroi", which return (sample, valid). A dropped sample is 0.
+    """
+    image = _float64(image)
+    total = np.zeros(image.shape[-1])
+    placed = _place(point, image.shape[:-1], rule, align_corners)
+    if placed is not None:
+        for corner in itertools.product((0, 1), repeat=len(placed)):
+            index = np.floor(placed) + corner
+            if _inside(index, image):
+                total += np.prod(1 - np.abs(placed - index)) * _pixel(image, index)
+    return (total, placed is not None) if rule in ("roi", "psroi") else total
+
+
+def nearest_sample(image, point, rule="zeros", align_corners=True):
+    """Returns the pixel [C] of image [*space, C] nearest to point [rank], halves to even."""
+    image = _float64(image)
+    placed = _place(point, image.shape[:-1], rule, align_corners)
+    if placed is None or not _inside(np.rint(placed), image):
+        return np.zeros(image.shape[-1])
+    return _pixel(image, np.rint(placed))
+
+
+def cubic_sample(image, point, rule="zeros", align_corners=True):
+    """Returns the cubic convolution (A = -0.75) sample [C] of image [*space, C] at point [rank].
+
+    The border rule acts on each tap's index, not on the point.
+    """
+    image = _float64(image)
+    total = np.zeros(image.shape[-1])
+    if np.all(np.isfinite(point)):
+        fraction = point - np.floor(point)
+        for tap in itertools.product((-1, 0, 1, 2), repeat=len(point)):
+            index = _place(np.floor(point) + tap, image.shape[:-1], rule, align_corners)
+            if index is not None and _inside(index, image):
+                weight = math.prod(_cubic_kernel(distance) for distance in fraction - tap)
+                total += weight * _pixel(image, index)
+    return total
+
+
+def _cubic_kernel(x, a=-0.75):
+    x = abs(x)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a  # 1 < x <= 2
+
+
+def _place(point, space, rule, align_corners):
+    """Returns where the border rule reads for `point`, or None where it drops the sample."""
+    coordinates = [
+        _place_coordinate(p, n, rule, align_corners) for p, n in zip(point, space, strict=True)
+    ]
+    return None if None in coordinates else np.array(coordinates)
+
+
+def _place_coordinate(p, size, rule, align_corners):
+    valid = {
+        "zeros": -1 < p < size,
+        "border": True,
+        "reflection": True,
+        "roi": -1 <= p <= size,
+        "psroi": -0.5 <= p <= size - 0.5,
+    }[rule]
+    if not (math.isfinite(p) and valid):
+        return None
+    if rule == "zeros":
+        return p
+    if rule == "reflection":
+        p = _reflect(p, 0, size - 1) if align_corners else _reflect(p, -0.5, size - 0.5)
+    return min(max(p, 0), size - 1)
+
+
+def _reflect(p, low, high):
+    """Returns p folded into [low, high] as between two mirrors."""
+    span = high - low
+    if span <= 0:
+        return low
+    distance = math.fmod(abs(p - low), 2 * span)
+    return low + min(distance, 2 * span - distance)
+
+
+def _inside(index, image):
+    return all(0 <= i < n for i, n in zip(index, image.shape[:-1], strict=True))
+
+
+def _pixel(image, index):
+    return image[tuple(int(i) for i in index)]
+
+
+# Sampling many points
+
+
+def weighted_sample(values, points, weights=None, image_index=None):
+    """Returns [rows, queries, C], the weighted sums of linear samples ("zeros" rule) over P.
+
+    values [images, *space, C]; points [rows, queries, groups, P, rank]; weights
+    [rows, queries, groups, P], None for 1; image_index [rows], None for row r reading image r.
+    """
+    values, points = _float64(values), _float64(points)
+    rows, queries, groups, count, _ = points.shape
+    weights = np.ones(points.shape[:-1]) if weights is None else _float64(weights)
+    image_index = np.arange(rows) if image_index is None else image_index
+    result = np.zeros((rows, queries, values.shape[-1]))
+    for row, query, group, p in np.ndindex(rows, queries, groups, count):
+        channels = _share(group, groups, values.shape[-1])
+        image = values[image_index[row]][..., channels]
+        value = linear_sample(image, points[row, query, group, p])
+        result[row, query, channels] += weights[row, query, group, p] * value
+    return result
+
+
+def sample(values, points, *, interpolation="bilinear", padding_mode="zeros"):
+    """Returns [B, ..., C], the samples of values [B, *space, C] at points [B, ..., rank].
+
+    Reflection is about 0 and size-1.
+    """
+    return _sample(values, points, interpolation, padding_mode, align_corners=True)
+
+
+def grid_sample(
+    inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False
+):
+    """Returns [B, ..., C], the samples of inputs [B, *space, C] at grid [B, ..., rank].
+
+    The grid is normalised, (x, y[, z]).
+    """
+    sizes = np.array(np.shape(inputs)[1:-1])
+    points = _float64(grid)[..., ::-1]
+    if align_corners:
+        points = (points + 1) / 2 * (sizes - 1)
+    else:
+        points = ((points + 1) * sizes - 1) / 2
+    return _sample(inputs, points, interpolation, padding_mode, align_corners)
+
+
+def _sample(values, points, interpolation, padding_mode, align_corners):
+    at_point = {"bilinear": linear_sample, "nearest": nearest_sample, "bicubic": cubic_sample}
+    values, points = _float64(values), _float64(points)
+    result = np.zeros((*points.shape[:-1], values.shape[-1]))
+    for where in np.ndindex(*points.shape[:-1]):
+        image = values[where[0]]
+        result[where] = at_point[interpolation](image, points[where], padding_mode, align_corners)
+    return result
+
+
+# Deformable convolution
+
+
+def deformable_conv(
+    inputs, kernel, offset, mask=None, *, strides=1, padding="valid", dilation_rate=1
+):
+    """Returns [B, *out, filters].
+
+    inputs [B, *space, C]; kernel [*kernel_size, C / groups, filters]; offset
+    [B, *out, G * K * rank], (group, tap, (y, x)); mask [B, *out, G * K]. padding: "valid", "same",
+    "causal", an int, or a (before, after) pair per axis.
+    """
+    inputs, kernel, offset = _float64(inputs), _float64(kernel), _float64(offset)
+    *kernel_size, group_channels, filters = kernel.shape
+    channels, rank = inputs.shape[-1], len(kernel_size)
+    taps = list(np.ndindex(*kernel_size))
+    groups = channels // group_channels
+    deformable_groups = offset.shape[-1] // (len(taps) * rank)
+
+    space, strides = np.array(inputs.shape[1:-1]), _per_axis(strides, rank)
+    dilation = _per_axis(dilation_rate, rank)
+    reach = (np.array(kernel_size) - 1) * dilation
+    before, after = _pads(padding, space, strides, reach)
+    out = np.maximum((before + space + after - reach - 1) // strides + 1, 0)
+    offset = offset.reshape(len(inputs), *out, deformable_groups, len(taps), rank)
+    mask = np.ones(offset.shape[:-1]) if mask is None else _float64(mask).reshape(offset.shape[:-1])
+
+    result = np.zeros((len(inputs), *out, filters))
+    for where in np.ndindex(len(inputs), *out):
+        image, position = inputs[where[0]], np.array(where[1:])
+        for t, tap in enumerate(taps):
+            start = position * strides - before + tap * dilation
+            sampled = np.zeros(channels)
+            for g in range(deformable_groups):
+                shared = _share(g, deformable_groups, channels)
+                value = linear_sample(image[..., shared], start + offset[where][g, t])
+                sampled[shared] = mask[where][g, t] * value
+            for g in range(groups):
+                made = _share(g, groups, filters)
+                result[where][made] += sampled[_share(g, groups, channels)] @ kernel[tap][:, made]
+    return result
+
+
+def _pads(padding, space, strides, reach):
+    """Returns the pixels added before and after each axis; reach: (kernel_size - 1) * dilation."""
+    none = np.zeros_like(reach)
+    if padding == "valid":
+        return none, none
+    if padding == "causal":
+        return reach, none
+    if padding == "same":  # ceil(size / stride) outputs, the odd pixel after
+        out = -(-space // strides)
+        total = np.maximum((out - 1) * strides + reach + 1 - space, 0)
+        return total // 2, total - total // 2
+    if np.ndim(padding) == 0:
+        return none + padding, none + padding
+    return np.transpose(padding)
+
+
+# RoI pooling: features [B, height, width, C], boxes [rois, (x_min, y_min, x_max, y_max)]
+
+
+def roi_align(
+    features,
+    boxes,
+    box_indices,
+    output_size,
+    *,
+    spatial_scale=1.0,
+    sampling_ratio=2,
+    aligned=True,
+):
+    """Returns [rois, out_h, out_w, C], the mean of the samples in each bin of each box."""
+    features, boxes, output_size = _float64(features), _float64(boxes), _per_axis(output_size, 2)
+    result = np.zeros((len(boxes), *output_size, features.shape[-1]))
+    for r, ph, pw in np.ndindex(*result.shape[:-1]):
+        start, size = _scaled_box(boxes[r], spatial_scale, aligned)
+        image = features[box_indices[r]]
+        result[r, ph, pw] = _bin_mean(image, start, size, (ph, pw), output_size, sampling_ratio)
+    return result
+
+
+def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2):
+    """Returns [rois, out_h, out_w, C / (out_h * out_w)]; each bin reads channels of its own."""
+    features, boxes, output_size = _float64(features), _float64(boxes), _per_axis(output_size, 2)
+    out_h, out_w = output_size
+    out_channels = features.shape[-1] // max(out_h * out_w, 1)
+    result = np.zeros((len(boxes), out_h, out_w, out_channels))
+    for r, ph, pw in np.ndindex(*result.shape[:-1]):
+        start, size = _scaled_box(boxes[r], spatial_scale, aligned=True)
+        channels = [(c * out_h + ph) * out_w + pw for c in range(out_channels)]
+        image = features[box_indices[r]][..., channels]
+        result[r, ph, pw] = _bin_mean(image, start, size, (ph, pw), output_size, sampling_ratio)
+    return result
+
+
+def deformable_roi_pool(
+    features,
+    boxes,
+    box_indices,
+    offset,
+    output_size,
+    *,
+    mask=None,
+    spatial_scale=1.0,
+    sampling_ratio=2,
+    gamma=0.1,
+):
+    """Returns [rois, out_h, out_w, C]; bins move by gamma * box size * offset.
+
+    offset [rois, out_h, out_w, (y, x)], None for 0; mask [rois, out_h, out_w].
+    """
+    features, boxes, output_size = _float64(features), _float64(boxes), _per_axis(output_size, 2)
+    result = np.zeros((len(boxes), *output_size, features.shape[-1]))
+    offset = np.zeros((*result.shape[:-1], 2)) if offset is None else _float64(offset)
+    mask = np.ones(result.shape[:-1]) if mask is None else _float64(mask)
+    for r, ph, pw in np.ndindex(*result.shape[:-1]):
+        start, size = _scaled_box(boxes[r], spatial_scale, aligned=True)
+        start = start + gamma * size * offset[r, ph, pw]
+        image = features[box_indices[r]]
+        mean = _bin_mean(image, start, size, (ph, pw), output_size, sampling_ratio)
+        result[r, ph, pw] = mask[r, ph, pw] * mean
+    return result
+
+
+def deformable_ps_roi_pool(
+    features,
+    boxes,
+    box_indices,
+    offset,
+    output_size,
+    *,
+    output_channels,
+    group_size,
+    part_size,
+    sample_per_part=4,
+    trans_std=0.1,
+    spatial_scale=1.0,
+):
+    """Returns [rois, out_h, out_w, output_channels].
+
+    features [B, height, width, output_channels * group_size**2]; offset
+    [rois, part_size, part_size, 2 * classes], (class, (y, x)), None for 0.
+    """
+    features, boxes, output_size = _float64(features), _float64(boxes), _per_axis(output_size, 2)
+    if offset is None:
+        offset = np.zeros((len(boxes), part_size, part_size, 2))
+    classes = np.shape(offset)[-1] // 2
+    offset = _float64(offset).reshape(len(boxes), part_size, part_size, classes, 2)
+    result = np.zeros((len(boxes), *output_size, output_channels))
+    for r, ph, pw, c in np.ndindex(*result.shape):
+        x_min, y_min, x_max, y_max = _round_half_away(boxes[r])
+        start = np.array([y_min, x_min]) * spatial_scale - 0.5
+        end = np.array([y_max + 1, x_max + 1]) * spatial_scale - 0.5
+        size = np.maximum(end - start, 0.1)
+        bin_size = size / output_size
+        cell = np.array([ph, pw])
+        part_h, part_w = cell * part_size // output_size
+        group_h, group_w = np.clip(cell * group_size // output_size, 0, group_size - 1)
+
+        shift = offset[r, part_h, part_w, c // (output_channels // classes)] * trans_std * size
+        channel = (c * group_size + group_h) * group_size + group_w
+        image = features[box_indices[r]][..., channel, np.newaxis]
+        samples = []
+        for step in np.ndindex(sample_per_part, sample_per_part):
+            point = start + shift + cell * bin_size + step * (bin_size / sample_per_part)
+            value, valid = linear_sample(image, point, "psroi")
+            if valid:
+                samples.append(value)
+        result[r, ph, pw, c] = np.mean(samples) if samples else 0
+    return result
+
+
+def _scaled_box(box, spatial_scale, aligned):
+    """Returns the box's first corner (y, x) and its size (height, width), in feature pixels."""
+    x_min, y_min, x_max, y_max = box * spatial_scale
+    start, size = np.array([y_min, x_min]), np.array([y_max - y_min, x_max - x_min])
+    return (start - 0.5, size) if aligned else (start, np.maximum(size, 1))
+
+
+def _bin_mean(image, start, size, cell, output_size, sampling_ratio):
+    """Returns the mean [C] of the samples centred in the subcells of bin `cell`, 0 if none."""
+    bin_size = size / output_size
+    counts = [sampling_ratio] * 2
+    if sampling_ratio == 0:
+        counts = [max(math.ceil(b), 0) if math.isfinite(b) else 0 for b in bin_size]
+    total = np.zeros(image.shape[-1])
+    for step in np.ndindex(*counts):
+        point = start + cell * bin_size + (np.array(step) + 0.5) * bin_size / counts
+        total += linear_sample(image, point, "roi")[0]
+    return total / max(math.prod(counts), 1)
+
+
+def _round_half_away(x):
+    return np.copysign(np.floor(np.abs(x) + 0.5), x)
+
+
+# Grids: normalised (x, y[, z]), [B, *output_size, rank]
+
+
+def affine_grid(theta, output_size, *, align_corners=False):
+    """Returns theta @ (x, y[, z], 1) at every output pixel; theta [B, rank, rank + 1]."""
+    theta = _float64(theta)
+    result = np.zeros((len(theta), *output_size, len(output_size)))
+    for b, *index in np.ndindex(*result.shape[:-1]):
+        x = _normalised(index, output_size, align_corners)
+        result[(b, *index)] = theta[b] @ [*x, 1]
+    return result
+
+
+def projective_grid(theta, output_size, *, align_corners=False):
+    """Returns theta @ (x, y, 1) over its last entry at every output pixel; theta [B, 3, 3]."""
+    theta = _float64(theta)
+    result = np.zeros((len(theta), *output_size, len(output_size)))
+    for b, *index in np.ndindex(*result.shape[:-1]):
+        x = _normalised(index, output_size, align_corners)
+        *numerators, denominator = theta[b] @ [*x, 1]
+        with np.errstate(divide="ignore", invalid="ignore"):  # the horizon: infinite or NaN
+            result[(b, *index)] = np.divide(numerators, denominator)
+    return result
+
+
+def thin_plate_spline_grid(
+    displacements, output_size, *, control_points=(4, 4), align_corners=False
+):
+    """Returns the thin plate spline through control point i -> control point i + displacement i.
+
+    displacements [B, rows * cols, (x, y)]; control_points (rows, cols), a regular grid on [-1, 1].
+    """
+    displacements = _float64(displacements)
+    rows, cols = control_points
+    controls = [(x, y) for y in np.linspace(-1, 1, rows) for x in np.linspace(-1, 1, cols)]
+    n = len(controls)
+    system = np.zeros((n + 3, n + 3))  # [[K, P], [P^T, 0]]
+    for i, control in enumerate(controls):
+        system[i] = _spline_basis(control, controls)
+        system[n:, i] = (1, *control)
+    result = np.zeros((len(displacements), *output_size, 2))
+    for b in range(len(displacements)):
+        targets = np.zeros((n + 3, 2))
+        targets[:n] = controls + displacements[b]
+        coefficients = np.linalg.solve(system, targets)
+        for index in np.ndindex(*output_size):
+            x = _normalised(index, output_size, align_corners)
+            result[(b, *index)] = _spline_basis(x, controls) @ coefficients
+    return result
+
+
+def _spline_basis(point, controls):
+    """Returns r^2 log r to each control point, then 1, x, y."""
+    kernel = []
+    for control in controls:
+        r = math.dist(point, control)
+        kernel.append(r**2 * math.log(r) if r > 0 else 0.0)
+    return np.array([*kernel, 1, *point])
+
+
+def _normalised(index, output_size, align_corners):
+    """Returns the normalised (x, y[, z]) of an output pixel; an axis of one pixel is at 0."""
+    coordinates = []
+    for i, n in zip(index, output_size, strict=True):
+        if not align_corners:
+            coordinates.append((2 * i + 1) / n - 1)
+        else:
+            coordinates.append(2 * i / (n - 1) - 1 if n > 1 else 0.0)
+    return coordinates[::-1]
+
+
+# Gradients and shared helpers
+
+
+def numeric_gradient(function, x, step=1e-6):
+    """Returns d function / d x by central differences, shaped as x; `function` returns a scalar."""
+    x = _float64(x)
+    gradient = np.zeros(x.shape)
+    for where in np.ndindex(*x.shape):
+        above, below = x.copy(), x.copy()
+        above[where] += step
+        below[where] -= step
+        gradient[where] = (function(above) - function(below)) / (2 * step)
+    return gradient
+
+
+def _float64(x):
+    return np.asarray(x, np.float64)
+
+
+def _per_axis(value, rank):
+    return np.array([value] * rank if np.ndim(value) == 0 else value)
+
+
+def _share(group, groups, channels):
+    """Returns the slice of channels that belongs to one group."""
+    size = channels // groups
+    return slice(group * size, (group + 1) * size)

@@ -1,0 +1,26 @@
+"""Deformable convolution, RoI pooling and spatial transformers as Keras layers on TensorFlow."""
+
+try:
+    import keras
+    import tensorflow  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"tf_deform needs TensorFlow and Keras 3: {error}") from error
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        "tf_deform needs Keras to run on TensorFlow, but its backend is "
+        f"{keras.config.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow"
+    )
+
+from tf_deform import layers, ops
+from tf_deform.compiled import compiled_status, set_implementation, use_implementation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "compiled_status",
+    "layers",
+    "ops",
+    "set_implementation",
+    "use_implementation",
+]

@@ -1,0 +1,348 @@
+"""Deformable convolution layers in one to three dimensions."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tf_deform import ops
+from tf_deform.ops import validation
+from tf_deform.ops.deformable_conv import explicit_padding, output_sizes
+
+
+class DeformableConv(keras.layers.Layer):
+    """A convolution whose taps are moved by offsets that it predicts from its inputs.
+
+    It takes every argument of the Keras convolution of the same rank, in the same order, and can
+    stand in its place: with the default initialisers it starts as that convolution. A second
+    convolution of the same geometry, initialised to zero, predicts for each output pixel and tap
+    how far the tap is moved, in pixels, and with `modulated` also how much it counts. The offsets
+    and the sampling positions are float32 or wider under every dtype policy.
+
+    Args:
+        filters: int, output channels.
+        kernel_size: int or one int an axis.
+        strides: int or one int an axis.
+        padding: "valid", "same", "causal" (1-D), or, for checkpoints from elsewhere, an int or one
+            (before, after) pair an axis.
+        data_format: "channels_last" or "channels_first"; None for Keras's setting. Offsets and
+            modulation follow it.
+        dilation_rate: int or one int an axis.
+        groups: int, groups of channels that are convolved apart.
+        activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
+            bias_regularizer, activity_regularizer, kernel_constraint, bias_constraint: as in
+            keras.layers.Conv2D.
+        deformable_groups: int, groups of input channels with offsets of their own.
+        modulated: whether to weight the samples (version 2 of the paper).
+        mask_scale: the modulation is `mask_scale * sigmoid(logits)`; 2 makes the untrained layer
+            equal the convolution, 1 is what other libraries use.
+        max_offset: bound of the predicted offsets in pixels, by `max_offset * tanh(offset /
+            max_offset)`; None: unbounded.
+        offset_kernel_initializer: of the predicting convolution, whose bias starts at zero.
+        offset_gradient_scale: factor on the gradient of the predicting convolution's weights: a
+            learning rate of its own, but for optimizers that normalise gradients, as Adam does.
+
+    Call arguments:
+        inputs: `[batch, *space, channels]` ("channels_last").
+        offset: `[batch, *output, deformable_groups * taps * rank]` in pixels, used instead of
+            predicted ones. Its last axis runs over deformable groups, taps and coordinates (y, x),
+            the coordinates fastest. A layer first called with an offset has no predictor.
+        modulation: `[batch, *output, deformable_groups * taps]`, multiplies the samples; needed
+            beside an offset if the layer is modulated.
+
+    Returns:
+        `[batch, *output, filters]` in the compute dtype.
+
+    Raises:
+        ValueError, TypeError: an option, shape or dtype that does not fit.
+
+    Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.1); Zhu et
+    al., "Deformable ConvNets v2" (arXiv:1811.11168, section 3.2).
+    """
+
+    rank: int
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        padding="valid",
+        data_format=None,
+        dilation_rate=1,
+        groups=1,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        *,
+        deformable_groups=1,
+        modulated=False,
+        mask_scale=2.0,
+        max_offset=None,
+        offset_kernel_initializer="zeros",
+        offset_gradient_scale=1.0,
+        **kwargs,
+    ):
+        # Without autocast, offsets given in float32 stay so; the features are cast in `call`.
+        super().__init__(activity_regularizer=activity_regularizer, autocast=False, **kwargs)
+        validation.positive(filters=filters, groups=groups, deformable_groups=deformable_groups)
+        if filters % groups:
+            raise ValueError(
+                f"filters must be divisible by groups, received {filters} and {groups}"
+            )
+        if max_offset is not None and not max_offset > 0:
+            raise ValueError(f"max_offset must be None or above 0, received {max_offset!r}")
+        self.filters = filters
+        self.kernel_size = validation.per_axis("kernel_size", kernel_size, self.rank)
+        self.strides = validation.per_axis("strides", strides, self.rank)
+        self.padding = padding.lower() if isinstance(padding, str) else padding
+        self.data_format = data_format or keras.config.image_data_format()
+        validation.choice("data_format", self.data_format, ("channels_last", "channels_first"))
+        self.dilation_rate = validation.per_axis("dilation_rate", dilation_rate, self.rank)
+        self.groups = groups
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.deformable_groups = deformable_groups
+        self.modulated = modulated
+        self.mask_scale = mask_scale
+        self.max_offset = max_offset
+        self.offset_kernel_initializer = keras.initializers.get(offset_kernel_initializer)
+        self.offset_gradient_scale = offset_gradient_scale
+        self._explicit_padding([1] * self.rank)  # raises on a padding that is none
+
+    def build(self, inputs_shape, offset_shape=None, modulation_shape=None):
+        channels = inputs_shape[-1 if self.data_format == "channels_last" else 1]
+        if len(inputs_shape) != self.rank + 2 or channels is None:
+            raise ValueError(
+                f"inputs must have rank {self.rank + 2} and a known number of channels, received "
+                f"{inputs_shape}"
+            )
+        for name in ("groups", "deformable_groups"):
+            if channels % getattr(self, name):
+                raise ValueError(
+                    f"inputs must have channels divisible by {name}={getattr(self, name)}, "
+                    f"received {inputs_shape}"
+                )
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(*self.kernel_size, channels // self.groups, self.filters),
+            initializer=self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.filters,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.offset_kernel = None
+        if offset_shape is None:
+            predicted = self._offsets + (self._masks if self.modulated else 0)
+            self.offset_kernel = self.add_weight(
+                name="offset_kernel",
+                shape=(*self.kernel_size, channels, predicted),
+                initializer=self.offset_kernel_initializer,
+            )
+            self.offset_bias = self.add_weight(
+                name="offset_bias", shape=(predicted,), initializer="zeros"
+            )
+
+    def predict_offset(self, inputs):
+        """Returns what the layer predicts for inputs: (offset, modulation).
+
+        The offsets are in pixels, `[batch, *output, deformable_groups * taps * rank]` in float32
+        or wider; the modulation is `[batch, *output, deformable_groups * taps]`, None if the layer
+        is not modulated. Both follow `data_format`.
+        """
+        offset, modulation = self._predict(self._to_channels_last(inputs))
+        if modulation is not None:
+            modulation = self._from_channels_last(modulation)
+        return self._from_channels_last(offset), modulation
+
+    def call(self, inputs, offset=None, modulation=None):
+        inputs = self._to_channels_last(tf.cast(inputs, self.compute_dtype))
+        if offset is None:
+            if modulation is not None:
+                raise ValueError("modulation must come with an offset, received offset=None")
+            offset, modulation = self._predict(inputs)
+        else:
+            if self.modulated and modulation is None:
+                raise ValueError("modulation must be given beside the offset of a modulated layer")
+            offset = self._to_channels_last(offset)
+            if modulation is not None:
+                modulation = self._to_channels_last(modulation)
+        outputs = ops.deformable_conv(
+            inputs,
+            tf.convert_to_tensor(self.kernel),
+            offset,
+            modulation,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+        )
+        if self.bias is not None:
+            outputs += tf.cast(self.bias, outputs.dtype)
+        return self.activation(self._from_channels_last(outputs))
+
+    def compute_output_shape(self, inputs_shape, offset_shape=None, modulation_shape=None):
+        batch, *rest = inputs_shape
+        space = rest[:-1] if self.data_format == "channels_last" else rest[1:]
+        known = [1 if size is None else size for size in space]
+        output = output_sizes(known, self._explicit_padding(known), self._extents, self.strides)
+        output = [None if size is None else out for size, out in zip(space, output, strict=True)]
+        if self.data_format == "channels_last":
+            return (batch, *output, self.filters)
+        return (batch, self.filters, *output)
+
+    def get_config(self):
+        config = {
+            name: getattr(self, name)
+            for name in (
+                "filters",
+                "kernel_size",
+                "strides",
+                "padding",
+                "data_format",
+                "dilation_rate",
+                "groups",
+                "use_bias",
+                "deformable_groups",
+                "modulated",
+                "mask_scale",
+                "max_offset",
+                "offset_gradient_scale",
+            )
+        }
+        for kind, names in (
+            (keras.activations, ["activation"]),
+            (
+                keras.initializers,
+                ["kernel_initializer", "bias_initializer", "offset_kernel_initializer"],
+            ),
+            (
+                keras.regularizers,
+                ["kernel_regularizer", "bias_regularizer", "activity_regularizer"],
+            ),
+            (keras.constraints, ["kernel_constraint", "bias_constraint"]),
+        ):
+            config.update({name: kind.serialize(getattr(self, name)) for name in names})
+        return {**super().get_config(), **config}
+
+    @property
+    def _masks(self):
+        return self.deformable_groups * math.prod(self.kernel_size)
+
+    @property
+    def _offsets(self):
+        return self._masks * self.rank
+
+    @property
+    def _extents(self):
+        sizes = zip(self.kernel_size, self.dilation_rate, strict=True)
+        return [(size - 1) * dilation + 1 for size, dilation in sizes]
+
+    def _explicit_padding(self, space):
+        return explicit_padding(self.padding, space, self._extents, self.strides)
+
+    def _predict(self, inputs):
+        """Returns offset and modulation, or None, for channels-last inputs."""
+        if self.offset_kernel is None:
+            raise ValueError(
+                f"Layer {self.name!r} was built with an offset and has no predictor: call it with "
+                "an offset"
+            )
+        wide = tf.float64 if inputs.dtype == tf.float64 else tf.float32
+        kernel, bias = (
+            _scale_gradient(tf.convert_to_tensor(weight), self.offset_gradient_scale)
+            for weight in (self.offset_kernel, self.offset_bias)
+        )
+        predicted = self._convolve(tf.cast(inputs, wide), tf.cast(kernel, wide))
+        predicted += tf.cast(bias, wide)
+        offset, logits = predicted[..., : self._offsets], predicted[..., self._offsets :]
+        if self.max_offset is not None:
+            offset = self.max_offset * tf.tanh(offset / self.max_offset)
+        return offset, self.mask_scale * tf.sigmoid(logits) if self.modulated else None
+
+    def _convolve(self, inputs, kernel):
+        pads = self._explicit_padding(validation.sizes(inputs)[1:-1])
+        inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
+        if max(self.strides) == 1 or max(self.dilation_rate) == 1:
+            return tf.nn.convolution(inputs, kernel, self.strides, "VALID", None, self.dilation_rate)
+        # TensorFlow has no convolution that is both strided and dilated.
+        dense = tf.nn.convolution(inputs, kernel, 1, "VALID", None, self.dilation_rate)
+        strided = [slice(None, None, stride) for stride in self.strides]
+        return dense[(slice(None), *strided)]
+
+    def _to_channels_last(self, tensor):
+        if self.data_format == "channels_last":
+            return tensor
+        return tf.transpose(tensor, [0, *range(2, self.rank + 2), 1])
+
+    def _from_channels_last(self, tensor):
+        if self.data_format == "channels_last":
+            return tensor
+        return tf.transpose(tensor, [0, self.rank + 1, *range(1, self.rank + 1)])
+
+
+@keras.saving.register_keras_serializable("tf_deform")
+class DeformableConv1D(DeformableConv):
+    """Deformable convolution over `[batch, steps, channels]`; arguments as `DeformableConv`.
+
+    Example:
+        >>> DeformableConv1D(4, 3, padding="causal")(tf.zeros([2, 9, 5])).shape
+        TensorShape([2, 9, 4])
+    """
+
+    rank = 1
+
+
+@keras.saving.register_keras_serializable("tf_deform")
+class DeformableConv2D(DeformableConv):
+    """Deformable convolution over `[batch, height, width, channels]`; as `DeformableConv`.
+
+    Example:
+        >>> layer = DeformableConv2D(4, 3, padding="same", modulated=True)
+        >>> layer(tf.zeros([2, 9, 7, 5])).shape
+        TensorShape([2, 9, 7, 4])
+    """
+
+    rank = 2
+
+
+@keras.saving.register_keras_serializable("tf_deform")
+class DeformableConv3D(DeformableConv):
+    """Deformable convolution over `[batch, depth, height, width, channels]`; as `DeformableConv`.
+
+    Example:
+        >>> DeformableConv3D(4, 3)(tf.zeros([2, 5, 6, 7, 3])).shape
+        TensorShape([2, 3, 4, 5, 4])
+    """
+
+    rank = 3
+
+
+def _scale_gradient(tensor, scale):
+    if scale == 1.0:
+        return tensor
+
+    @tf.custom_gradient
+    def identity(tensor):
+        return tf.identity(tensor), lambda upstream: scale * upstream
+
+    return identity(tensor)

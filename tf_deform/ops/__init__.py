@@ -1,0 +1,32 @@
+"""The operators as functions of tensors, all channels-last."""
+
+from tf_deform.ops.deformable_conv import deformable_conv
+from tf_deform.ops.grids import (
+    affine_grid,
+    grid_sample,
+    projective_grid,
+    thin_plate_spline_grid,
+)
+from tf_deform.ops.roi_pooling import (
+    deformable_ps_roi_pool,
+    deformable_roi_pool,
+    multi_scale_roi_align,
+    ps_roi_align,
+    roi_align,
+)
+from tf_deform.ops.sampling import sample, weighted_sample
+
+__all__ = [
+    "affine_grid",
+    "deformable_conv",
+    "deformable_ps_roi_pool",
+    "deformable_roi_pool",
+    "grid_sample",
+    "multi_scale_roi_align",
+    "projective_grid",
+    "ps_roi_align",
+    "roi_align",
+    "sample",
+    "thin_plate_spline_grid",
+    "weighted_sample",
+]

@@ -1,0 +1,244 @@
+"""Deformable convolution in one to three dimensions."""
+
+import itertools
+import math
+
+import tensorflow as tf
+
+from tf_deform.ops import validation
+from tf_deform.ops.recomputation import recomputed
+from tf_deform.ops.sampling import Table, sample_table
+
+_CHUNK_ELEMENTS = 2**18  # of the columns: with their four corners, what a core's cache holds
+
+
+def deformable_conv(
+    inputs, kernel, offset, mask=None, *, strides=1, padding="valid", dilation_rate=1
+):
+    """Returns `[batch, *output, filters]`: a convolution whose taps are moved by offsets.
+
+    The tap k of the output pixel at q samples the inputs linearly at
+    `q * strides - padding + k * dilation_rate + offset`, 0 outside; the samples, times the mask if
+    there is one, are contracted with the kernel.
+
+    Args:
+        inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
+        kernel: `[*kernel_size, channels / groups, filters]`; the groups follow from the shapes.
+        offset: `[batch, *output, deformable_groups * taps * rank]` in pixels, float32 or float64.
+            The last axis runs over deformable groups, taps (row by row) and coordinates (y, x),
+            the coordinates fastest. Channel c is in deformable group `c // (channels / groups)`.
+        mask: `[batch, *output, deformable_groups * taps]`, which multiplies the samples, or None.
+        strides: int or one int an axis.
+        padding: "valid", "same" (as in Keras: asymmetric where it is odd), "causal" (1-D), an int,
+            or one (before, after) pair an axis.
+        dilation_rate: int or one int an axis.
+
+    Returns:
+        The convolution in the dtype of `inputs`; half precision is accumulated in float32.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, equation 2); with a
+    mask: Zhu et al., "Deformable ConvNets v2" (arXiv:1811.11168, equation 1). At p = -1 exactly the
+    offset's gradient follows the corner that exists.
+
+    Example:
+        >>> inputs = tf.reshape(tf.range(9.0), [1, 3, 3, 1])
+        >>> kernel = tf.ones([1, 1, 1, 1])
+        >>> deformable_conv(inputs, kernel, 0.5 * tf.ones([1, 3, 3, 2]))[0, 0, 0].numpy().item()
+        2.0
+    """
+    inputs = validation.floating("inputs", inputs)
+    kernel = validation.floating("kernel", kernel)
+    offset = validation.floating("offset", offset)
+    rank = (inputs.shape.rank or 0) - 2
+    if rank not in (1, 2, 3):
+        raise ValueError(
+            f"inputs must have shape [batch, 1 to 3 axes, channels], received {inputs.shape}"
+        )
+    geometry = Geometry(inputs, kernel, strides, padding, dilation_rate)
+    deformable_groups = _deformable_groups(offset, geometry)
+    batch = validation.sizes(inputs)[0]
+    offset = validation.shaped(
+        "offset",
+        offset,
+        [batch, *geometry.output, None],
+        "[batch, *output, deformable groups * taps * rank]",
+    )
+    if mask is not None:
+        mask = validation.shaped(
+            "mask",
+            validation.floating("mask", mask),
+            [batch, *geometry.output, deformable_groups * geometry.taps],
+            "[batch, *output, deformable groups * taps]",
+        )
+    out = _convolve(geometry, deformable_groups, inputs, kernel, offset, mask)
+    return tf.cast(tf.reshape(out, [batch, *geometry.output, geometry.filters]), inputs.dtype)
+
+
+class Geometry:
+    """The sizes of a convolution: what its inputs, kernel, strides, padding and dilation imply."""
+
+    def __init__(self, inputs, kernel, strides, padding, dilation_rate):
+        _, *space, channels = validation.sizes(inputs)
+        rank = len(space)
+        self.rank = rank
+        if kernel.shape.rank != rank + 2 or not kernel.shape.is_fully_defined():
+            raise ValueError(
+                f"kernel must have a static shape [{rank} axes, channels / groups, filters], "
+                f"received {kernel.shape}"
+            )
+        *self.kernel_size, group_channels, self.filters = kernel.shape.as_list()
+        self.taps = math.prod(self.kernel_size)
+        if not validation.is_static(channels):
+            raise ValueError(f"inputs must have static channels, received {inputs.shape}")
+        self.groups = channels // group_channels if group_channels else 0
+        if not self.groups or channels % group_channels or self.filters % self.groups:
+            raise ValueError(
+                "kernel must have shape [*kernel_size, channels / groups, filters] with groups "
+                f"dividing channels and filters, received {kernel.shape} for {channels} channels"
+            )
+        self.strides = validation.per_axis("strides", strides, rank)
+        self.dilation = validation.per_axis("dilation_rate", dilation_rate, rank)
+        extents = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        pads = explicit_padding(padding, space, extents, self.strides)
+        self.before = [before for before, _ in pads]
+        self.output = output_sizes(space, pads, extents, self.strides)
+
+    def tap_positions(self, dtype):
+        """Returns `[output pixels, taps, rank]`: where the taps lie before they are moved."""
+        axes = [
+            tf.range(size)[:, None] * stride - before + tf.range(count) * dilation
+            for size, stride, before, count, dilation in zip(
+                self.output,
+                self.strides,
+                self.before,
+                self.kernel_size,
+                self.dilation,
+                strict=True,
+            )
+        ]  # each [output size, kernel size]
+        shape = list(itertools.chain(self.output, self.kernel_size))
+        grids = []
+        for index, axis in enumerate(axes):
+            lone = [1] * (2 * self.rank)
+            lone[index], lone[self.rank + index] = -1, self.kernel_size[index]
+            grids.append(tf.broadcast_to(tf.reshape(axis, lone), shape))
+        positions = tf.stack(grids, axis=-1)
+        pixels = math.prod(self.output)
+        return tf.cast(tf.reshape(positions, [pixels, self.taps, self.rank]), dtype)
+
+
+def explicit_padding(padding, space, extents, strides):
+    """Returns one (before, after) pair an axis; "same" is as in Keras.
+
+    space: input sizes, ints or scalar tensors. extents: sizes of the dilated kernel.
+    """
+    rank = len(space)
+    if isinstance(padding, str):
+        known = ("valid", "same", "causal") if rank == 1 else ("valid", "same")
+        validation.choice("padding", padding.lower(), known)
+        if padding.lower() == "valid":
+            return [(0, 0)] * rank
+        if padding.lower() == "causal":
+            return [(extents[0] - 1, 0)]
+        pads = []
+        for size, extent, stride in zip(space, extents, strides, strict=True):
+            outputs = -(-size // stride)
+            total = _at_least_zero((outputs - 1) * stride + extent - size)
+            pads.append((total // 2, total - total // 2))
+        return pads
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * rank
+    try:
+        pads = [(int(before), int(after)) for before, after in padding]
+    except (TypeError, ValueError):
+        pads = []
+    if len(pads) != rank or min(itertools.chain(*pads)) < 0:
+        raise ValueError(
+            f"padding must be a string, an int or {rank} (before, after) pairs of at least 0, "
+            f"received {padding!r}"
+        )
+    return pads
+
+
+def output_sizes(space, pads, extents, strides):
+    """Returns the output's size along each axis, ints or scalar tensors as the inputs' sizes."""
+    return [
+        _at_least_zero((size + sum(pad) - extent) // stride + 1)
+        for size, pad, extent, stride in zip(space, pads, extents, strides, strict=True)
+    ]
+
+
+def _at_least_zero(size):
+    return max(size, 0) if validation.is_static(size) else tf.maximum(size, 0)
+
+
+def _deformable_groups(offset, geometry):
+    channels = offset.shape[-1] if offset.shape.rank else None
+    per_group = geometry.taps * geometry.rank
+    if not channels or channels % per_group:
+        raise ValueError(
+            f"offset must have deformable groups * {geometry.taps} taps * {geometry.rank} "
+            f"coordinates = a multiple of {per_group} channels, received {offset.shape}"
+        )
+    return channels // per_group
+
+
+def _convolve(geometry, groups, inputs, kernel, offset, mask):
+    """Returns `[batch * output pixels, filters]`, in at least float32.
+
+    The columns, `taps` times the size of the inputs, are not kept for the backward pass.
+    """
+    table = Table.of(inputs, groups)
+    positions = geometry.tap_positions(
+        tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
+    )
+    pixels = math.prod(validation.sizes(offset)[:-1])
+
+    def convolve(first, shared, rows):
+        table_rows, kernel = shared
+        pixel = tf.range(validation.sizes(rows[0])[0]) + first
+        columns = _columns(geometry, table._replace(rows=table_rows), positions, pixel, *rows)
+        return _contract(geometry, columns, kernel)
+
+    rows, fills = [tf.reshape(offset, [pixels, offset.shape[-1]])], [math.nan]
+    if mask is not None:
+        rows.append(tf.reshape(mask, [pixels, mask.shape[-1]]))
+        fills.append(0.0)
+    chunks = -(-pixels * geometry.taps * inputs.shape[-1] // _CHUNK_ELEMENTS)
+    return recomputed(convolve, [table.rows, kernel], rows, fills, chunks)
+
+
+def _columns(geometry, table, positions, pixel, offset, mask=None):
+    """Returns the samples `[pixels, taps, channels]`, times the mask.
+
+    pixel: `[pixels]`, the number of each output pixel, counted across the batch.
+    """
+    per_image = validation.sizes(positions)[0]
+    count = validation.sizes(offset)[0]
+    offset = tf.reshape(offset, [count, table.groups, geometry.taps, geometry.rank])
+    offset = tf.transpose(offset, [0, 2, 1, 3])  # [pixels, taps, groups, rank]
+    points = tf.gather(positions, pixel % per_image)[:, :, None] + tf.cast(offset, positions.dtype)
+    if mask is not None:
+        mask = tf.reshape(mask, [count, table.groups, geometry.taps])
+        mask = tf.transpose(mask, [0, 2, 1])[..., None]  # [pixels, taps, groups, 1]
+    image = tf.minimum(pixel // per_image, table.images - 1)  # pixels beyond the last have no image
+    return sample_table(table, points[:, :, :, None], mask, image)
+
+
+def _contract(geometry, columns, kernel):
+    """Returns `[pixels, filters]`: the columns `[pixels, taps, channels]` times the kernel."""
+    count, _, channels = validation.sizes(columns)
+    groups = geometry.groups
+    inner = geometry.taps * channels // groups
+    kernel = tf.cast(kernel, columns.dtype)
+    if groups == 1:
+        return tf.matmul(tf.reshape(columns, [count, inner]), tf.reshape(kernel, [inner, -1]))
+    columns = tf.reshape(columns, [count, geometry.taps, groups, channels // groups])
+    columns = tf.reshape(tf.transpose(columns, [2, 0, 1, 3]), [groups, count, inner])
+    kernel = tf.transpose(tf.reshape(kernel, [inner, groups, -1]), [1, 0, 2])
+    out = tf.transpose(tf.matmul(columns, kernel), [1, 0, 2])  # [pixels, groups, filters / groups]
+    return tf.reshape(out, [count, geometry.filters])

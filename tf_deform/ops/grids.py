@@ -1,0 +1,255 @@
+"""Sampling grids of spatial transformers, and sampling at them.
+
+Grids are in normalised coordinates, (x, y[, z]) order, as users of other libraries know them: -1
+and 1 are the outer edges of the edge pixels, or their centres with `align_corners`.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from tf_deform.ops import sampling, validation
+
+
+def affine_grid(theta, output_size, *, align_corners=False):
+    """Returns the sampling grid `[batch, *output_size, rank]` of affine transformations.
+
+    Args:
+        theta: `[batch, 2, 3]` or `[batch, 3, 4]`, floating-point: maps a normalised output position
+            (x, y[, z], 1) to the normalised input position sampled there.
+        output_size: (height, width) or (depth, height, width); ints or scalar tensors.
+        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+
+    Returns:
+        Normalised (x, y[, z]) positions in float32, or float64 if theta is float64.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype that does not fit.
+
+    Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, equation 1).
+
+    Example:
+        >>> theta = tf.constant([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])  # the identity
+        >>> affine_grid(theta, (1, 2)).numpy().tolist()
+        [[[[-0.5, 0.0], [0.5, 0.0]]]]
+    """
+    return tf.stack(affine_axes(theta, output_size, align_corners), axis=-1)
+
+
+def projective_grid(theta, output_size, *, align_corners=False):
+    """Returns the sampling grid `[batch, height, width, 2]` of projective transformations.
+
+    Args:
+        theta: `[batch, 3, 3]`, floating-point: maps a normalised output position (x, y, 1) to the
+            homogeneous input position sampled there. A position at infinity becomes NaN, which
+            samples 0.
+        output_size: (height, width); ints or scalar tensors.
+        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+
+    Returns:
+        Normalised (x, y) positions in float32, or float64 if theta is float64.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype that does not fit.
+
+    Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, section 3.2).
+
+    Example:
+        >>> projective_grid(2.0 * tf.eye(3)[None], (1, 2)).numpy().tolist()  # scale cancels
+        [[[[-0.5, 0.0], [0.5, 0.0]]]]
+    """
+    return tf.stack(projective_axes(theta, output_size, align_corners), axis=-1)
+
+
+def thin_plate_spline_grid(
+    displacements, output_size, *, control_points=(4, 4), align_corners=False
+):
+    """Returns the sampling grid `[batch, height, width, 2]` of thin plate splines.
+
+    The control points lie on a regular grid from -1 to 1, row by row; each samples the input at
+    its own place plus its displacement, and the smoothest map in between. Zero displacements give
+    the identity.
+
+    Args:
+        displacements: `[batch, rows * columns, 2]`, floating-point, normalised (x, y).
+        output_size: (height, width); ints or scalar tensors.
+        control_points: (rows, columns), each at least 2.
+        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+
+    Returns:
+        Normalised (x, y) positions in float32, or float64 if the displacements are float64.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype that does not fit.
+
+    Source: Bookstein, "Principal Warps" (1989, equations 2 to 5), kernel r^2 log r, as used in
+    "Spatial Transformer Networks" (arXiv:1506.02025, section 3.2).
+
+    Example:
+        >>> thin_plate_spline_grid(tf.zeros([1, 16, 2]), (1, 2)).numpy().tolist()
+        [[[[-0.5, 0.0], [0.5, 0.0]]]]
+    """
+    axes = thin_plate_spline_axes(displacements, output_size, control_points, align_corners)
+    return tf.stack(axes, axis=-1)
+
+
+def grid_sample(
+    inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False
+):
+    """Returns `[batch, *output_size, channels]`: the inputs sampled at a normalised grid.
+
+    Args:
+        inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
+        grid: `[batch, *output_size, rank]`, normalised, the last axis (x, y[, z]). Use float32 or
+            float64: half precision loses sub-pixels.
+        interpolation: "bilinear", "nearest" (halves to even; no gradient to the grid) or "bicubic".
+        padding_mode: "zeros", "border" or "reflection" (about the outer edges of the edge pixels,
+            or about their centres with `align_corners`).
+        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+
+    Returns:
+        Samples in the dtype of `inputs`. A NaN or infinite position samples 0.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, equations 3 to 7).
+
+    Example:
+        >>> image = tf.reshape(tf.range(4.0), [1, 2, 2, 1])
+        >>> grid_sample(image, tf.zeros([1, 1, 1, 2])).numpy().item()  # the centre
+        1.5
+    """
+    inputs = validation.floating("inputs", inputs)
+    grid = validation.floating("grid", grid)
+    rank = grid.shape[-1] if grid.shape.rank else None
+    if rank not in (1, 2, 3) or grid.shape.rank != rank + 2:
+        raise ValueError(
+            "grid must have shape [batch, *output_size, rank] with rank 1 to 3 and as many output "
+            f"axes, received {grid.shape}"
+        )
+    return sample_at(
+        inputs, tf.unstack(grid, axis=-1), interpolation, padding_mode, align_corners
+    )
+
+
+def sample_at(inputs, axes, interpolation, padding_mode, align_corners):
+    """Returns `grid_sample` at a grid given as its axes x, y[, z], each `[batch, *output_size]`."""
+    batch, *output_size = validation.sizes(axes[0])
+    rank = len(axes)
+    inputs = validation.shaped(
+        "inputs", inputs, [batch, *[None] * (rank + 1)], f"[batch, {rank} axes, channels]"
+    )
+    _, *space, channels = validation.sizes(inputs)
+    dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
+    pixels = []
+    for axis, size in zip(reversed(axes), space, strict=True):
+        axis = tf.cast(axis, tf.float64 if axis.dtype == tf.float64 else dtype)
+        size = tf.cast(size, axis.dtype)
+        # ((x + 1) size - 1) / 2, or (x + 1) (size - 1) / 2
+        pixel = (axis + 1) * ((size - 1) / 2) if align_corners else ((axis + 1) * size - 1) / 2
+        pixels.append(tf.reshape(pixel, [batch, math.prod(output_size)]))
+    out = sampling.sample_axes(
+        inputs, pixels, interpolation, padding_mode, half_pixel=not align_corners
+    )
+    return tf.reshape(out, [batch, *output_size, channels])
+
+
+# The grids as lists of axes x, y[, z], each [batch, *output_size]: what a spatial transformer needs
+# without interleaving them. Sums of products, not tf.matmul, which on a GPU rounds to TF32.
+
+
+def affine_axes(theta, output_size, align_corners):
+    """Returns `affine_grid` as its axes."""
+    rank = len(output_size)
+    theta = _parameters("theta", theta, [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]")
+    return _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
+
+
+def projective_axes(theta, output_size, align_corners):
+    """Returns `projective_grid` as its axes."""
+    theta = _parameters("theta", theta, [None, 3, 3], "[batch, 3, 3]")
+    x, y, w = _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
+    finite = w != 0
+    w = tf.where(finite, w, 1)
+    return [tf.where(finite, each / w, float("nan")) for each in (x, y)]
+
+
+def thin_plate_spline_axes(displacements, output_size, control_points, align_corners):
+    """Returns `thin_plate_spline_grid` as its axes."""
+    control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
+    count = math.prod(control_points)
+    displacements = _parameters(
+        "displacements", displacements, [None, count, 2], "[batch, control points, 2]"
+    )
+    dtype = displacements.dtype
+    control, solver = _spline_system(control_points)
+    # The spline's coefficients per displacement: [batch, control points + 3, 2]
+    coefficients = tf.reduce_sum(
+        tf.constant(solver, dtype)[None, :, :, None] * displacements[:, None], axis=2
+    )
+    x, y = (
+        tf.broadcast_to(axis, output_size)[..., None]
+        for axis in _normalized(output_size, align_corners, dtype)
+    )
+    control = tf.constant(control, dtype)
+    squared = (x - control[:, 0]) ** 2 + (y - control[:, 1]) ** 2
+    kernel = _spline_kernel(squared)  # [height, width, control points]
+    basis = tf.concat([kernel, tf.ones_like(x), x, y], axis=-1)
+    return [
+        axis[..., 0] + tf.reduce_sum(basis * coefficients[:, None, None, :, index], axis=-1)
+        for index, axis in enumerate((x, y))
+    ]
+
+
+def _normalized(output_size, align_corners, dtype):
+    """Returns the axes x, y[, z] of the output pixels, each broadcastable to `output_size`."""
+    axes = []
+    for position, size in enumerate(output_size):
+        steps = tf.range(size, dtype=tf.int32)
+        length = tf.cast(size, dtype)
+        if align_corners:  # a single pixel is at 0
+            axis = tf.cast(2 * steps - (size - 1), dtype) / tf.maximum(length - 1, 1)
+        else:
+            axis = tf.cast(2 * steps - (size - 1), dtype) / length
+        axes.append(tf.reshape(axis, [-1, *[1] * (len(output_size) - 1 - position)]))
+    return axes[::-1]
+
+
+def _affine_rows(theta, axes):
+    """Returns for each row of theta its product with (x, y[, z], 1): `[batch, *output_size]`."""
+    rank = len(axes)
+    rows = []
+    for row in range(theta.shape[1]):
+        total = tf.reshape(theta[:, row, rank], [-1, *[1] * rank])
+        for column, axis in enumerate(axes):  # x first: the sums stay small until the last one
+            total = total + tf.reshape(theta[:, row, column], [-1, *[1] * rank]) * axis
+        rows.append(total)
+    return rows
+
+
+def _parameters(name, tensor, expected, meaning):
+    tensor = validation.shaped(name, validation.floating(name, tensor), expected, meaning)
+    return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
+
+
+def _spline_kernel(squared):
+    positive = squared > 0
+    return tf.where(positive, 0.5 * squared * tf.math.log(tf.where(positive, squared, 1)), 0)
+
+
+def _spline_system(control_points):
+    """Returns the control points `[n, 2]` and the matrix `[n + 3, n]` that solves for the spline.
+
+    The points are fixed, so the system is inverted once, in float64 and outside the graph.
+    """
+    rows, columns = (np.linspace(-1, 1, count) for count in control_points)
+    control = np.array([(x, y) for y, x in itertools.product(rows, columns)])
+    squared = ((control[:, None] - control[None]) ** 2).sum(axis=-1)
+    kernel = 0.5 * squared * np.log(np.where(squared > 0, squared, 1))
+    affine = np.concatenate([np.ones([len(control), 1]), control], axis=1)
+    system = np.block([[kernel, affine], [affine.T, np.zeros([3, 3])]])
+    return control, np.linalg.inv(system)[:, : len(control)]

@@ -1,0 +1,494 @@
+"""Pooling of regions of interest by sampling: RoIAlign and its deformable and sensitive kin.
+
+No operator here has a gradient to the boxes.
+"""
+
+import math
+
+import tensorflow as tf
+
+from tf_deform.ops import validation
+from tf_deform.ops.sampling import Table, checked_image_index, place, sample_table
+
+
+def roi_align(
+    features,
+    boxes,
+    box_indices,
+    output_size,
+    *,
+    spatial_scale=1.0,
+    sampling_ratio=2,
+    aligned=True,
+):
+    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin of each box.
+
+    Args:
+        features: `[batch, height, width, channels]`, any floating dtype.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
+            float64. A NaN box gives 0.
+        box_indices: `[rois]` integers, the image that each box lies in.
+        output_size: int, or (height, width) in bins.
+        spatial_scale: features' size over the input image's size.
+        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up
+            and at most the features' size; that cannot be compiled by XLA.
+        aligned: whether pixel centres are at integers plus a half in the input image, as they are
+            in continuous coordinates. False is the older convention, in which boxes are also made
+            at least one pixel wide.
+
+    Returns:
+        Means in the dtype of `features`; half precision is accumulated in float32. A sample more
+        than a pixel outside counts as 0.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+            outside the batch (not under XLA, which has no run-time errors).
+
+    Source: He et al., "Mask R-CNN" (arXiv:1703.06870, section 3).
+
+    Example:
+        >>> features = tf.reshape(tf.range(16.0), [1, 4, 4, 1])
+        >>> roi_align(features, [[0.0, 0.0, 4.0, 4.0]], [0], 1).numpy().item()
+        7.5
+    """
+    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    start, size = _regions(boxes, spatial_scale, 0.5 if aligned else 0.0)
+    if not aligned:
+        size = _at_least(size, 1.0)
+    pooled = _pool(Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio)
+    return tf.cast(pooled, features.dtype)
+
+
+def multi_scale_roi_align(
+    features,
+    boxes,
+    box_indices,
+    output_size,
+    *,
+    scales,
+    sampling_ratio=2,
+    aligned=True,
+    canonical_size=224,
+    canonical_level=4,
+):
+    """Returns `[rois, *output_size, channels]`: RoIAlign of each box on the level that suits it.
+
+    Args:
+        features: list of `[batch, height, width, channels]`, finest first, of equal batch and
+            channels.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
+            float64. A NaN box gives 0.
+        box_indices: `[rois]` integers, the image that each box lies in.
+        output_size: int, or (height, width) in bins.
+        scales: for each level the features' size over the input image's size, each half of the one
+            before.
+        sampling_ratio, aligned: as in `roi_align`.
+        canonical_size: the square root of a box's area, in pixels, for which
+        canonical_level: is the level, counted so that level k has the scale 2**-k.
+
+    Returns:
+        Means in the dtype of the features.
+
+    Raises:
+        ValueError, TypeError, InvalidArgumentError: as `roi_align`.
+
+    Source: Lin et al., "Feature Pyramid Networks" (arXiv:1612.03144, equation 1).
+
+    Example:
+        >>> pyramid = [tf.zeros([1, 8, 8, 1]), tf.ones([1, 4, 4, 1])]
+        >>> boxes = [[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 32.0, 32.0]]
+        >>> pooled = multi_scale_roi_align(
+        ...     pyramid, boxes, [0, 0], 1, scales=(1 / 4, 1 / 8), canonical_size=32, canonical_level=3
+        ... )
+        >>> pooled[:, 0, 0, 0].numpy().tolist()
+        [0.0, 1.0]
+    """
+    if len(features) != len(scales) or not scales:
+        raise ValueError(
+            f"scales must have one entry a feature map, received {len(scales)} for {len(features)}"
+        )
+    first, boxes, box_indices = _checked(features[0], boxes, box_indices)
+    batch, _, _, channels = validation.sizes(first)
+    levels = [
+        validation.shaped(
+            f"features[{index}]",
+            validation.floating(f"features[{index}]", level),
+            [batch, None, None, channels],
+            "[batch, height, width, channels] as in features[0]",
+        )
+        for index, level in enumerate(features)
+    ]
+    level = _levels(boxes, scales, canonical_size, canonical_level)
+    output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    scale = tf.gather(tf.constant(scales, boxes.dtype), level)[:, None]
+    start, size = _regions(boxes, scale, 0.5 if aligned else 0.0)
+    if not aligned:
+        size = _at_least(size, 1.0)
+    table = Table.of_levels(levels, level)
+    pooled = _pool(table, box_indices, start, size, output_size, sampling_ratio)
+    return tf.cast(pooled, first.dtype)
+
+
+def ps_roi_align(
+    features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2
+):
+    """Returns `[rois, *output_size, output_channels]`: RoIAlign whose bins have their own channels.
+
+    Bin (h, w) of output channel c pools input channel `(c * height + h) * width + w`.
+
+    Args:
+        features: `[batch, height, width, output_channels * bins]`, any floating dtype.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
+            float64. A NaN box gives 0.
+        box_indices: `[rois]` integers, the image that each box lies in.
+        output_size: int, or (height, width) in bins.
+        spatial_scale: features' size over the input image's size.
+        sampling_ratio: samples a bin along each axis; 0 as in `roi_align`.
+
+    Returns:
+        Means in the dtype of `features`; always aligned, boxes of any size.
+
+    Raises:
+        ValueError, TypeError, InvalidArgumentError: as `roi_align`; ValueError also where the
+            channels are no multiple of the bins.
+
+    Source: Dai et al., "R-FCN" (arXiv:1605.06409, equation 1), with the sampling of RoIAlign.
+
+    Example:
+        >>> features = tf.reshape(tf.range(4.0), [1, 1, 1, 4])
+        >>> ps_roi_align(features, [[0.0, 0.0, 1.0, 1.0]], [0], 2)[0, :, :, 0].numpy().tolist()
+        [[0.0, 1.0], [2.0, 3.0]]
+    """
+    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    output_size = validation.per_axis("output_size", output_size, 2)
+    bins = math.prod(output_size)
+    if features.shape[-1] is None or features.shape[-1] % bins:
+        raise ValueError(
+            f"features must have channels divisible by the {bins} bins, received {features.shape}"
+        )
+    start, size = _regions(boxes, spatial_scale, 0.5)
+    maps = _channel_maps(features, bins)
+    index = box_indices[:, None] * bins + tf.range(bins, dtype=box_indices.dtype)  # [rois, bins]
+    pooled = _pool(Table.of(maps, 1), index, start, size, output_size, sampling_ratio)
+    return tf.cast(pooled, features.dtype)
+
+
+def deformable_roi_pool(
+    features,
+    boxes,
+    box_indices,
+    offset,
+    output_size,
+    *,
+    mask=None,
+    spatial_scale=1.0,
+    sampling_ratio=2,
+    gamma=0.1,
+):
+    """Returns `[rois, *output_size, channels]`: RoIAlign whose bins are moved by offsets.
+
+    Args:
+        features: `[batch, height, width, channels]`, any floating dtype.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
+            float64. A NaN box gives 0.
+        box_indices: `[rois]` integers, the image that each box lies in.
+        offset: `[rois, *output_size, 2]` as (y, x): bins move by `gamma * box size * offset`.
+            None leaves them in place.
+        output_size: int, or (height, width) in bins.
+        mask: `[rois, *output_size]`, which multiplies the bins, or None.
+        spatial_scale: features' size over the input image's size.
+        sampling_ratio: samples a bin along each axis; 0 as in `roi_align`.
+        gamma: share of the box's size that an offset of 1 moves a bin by.
+
+    Returns:
+        Means in the dtype of `features`; always aligned.
+
+    Raises:
+        ValueError, TypeError, InvalidArgumentError: as `roi_align`.
+
+    Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, equation 5), with
+    the sampling of RoIAlign; the mask: "Deformable ConvNets v2" (arXiv:1811.11168, section 3.2).
+
+    Example:
+        >>> features = tf.reshape(tf.range(16.0), [1, 4, 4, 1])
+        >>> offset = [[[[0.0, 2.5]]]]  # a quarter of the box to the right
+        >>> boxes = [[1.0, 1.0, 3.0, 3.0]]
+        >>> deformable_roi_pool(features, boxes, [0], offset, 1).numpy().item()
+        8.0
+    """
+    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    start, size = _regions(boxes, spatial_scale, 0.5)
+    rois = validation.sizes(boxes)[0]
+    shift = None
+    if offset is not None:
+        offset = validation.shaped(
+            "offset",
+            validation.floating("offset", offset),
+            [rois, *output_size, 2],
+            "[rois, *output_size, 2]",
+        )
+        shift = gamma * tf.cast(offset, size.dtype) * size[:, None, None]
+    pooled = _pool(Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio, shift)
+    if mask is not None:
+        mask = validation.shaped(
+            "mask",
+            validation.floating("mask", mask),
+            [rois, *output_size],
+            "[rois, *output_size]",
+        )
+        pooled *= tf.cast(mask, pooled.dtype)[..., None]
+    return tf.cast(pooled, features.dtype)
+
+
+def deformable_ps_roi_pool(
+    features,
+    boxes,
+    box_indices,
+    offset,
+    output_size,
+    *,
+    output_channels,
+    group_size,
+    part_size,
+    sample_per_part=4,
+    trans_std=0.1,
+    spatial_scale=1.0,
+):
+    """Returns `[rois, *output_size, output_channels]`: position-sensitive pooling of moved bins.
+
+    A bin at row p of P reads the input channels of group row `floor(p * group_size / P)` and the
+    offsets of part row `floor(p * part_size / P)`; likewise for columns. Input channel
+    `(c * group_size + group row) * group_size + group column` belongs to output channel c.
+
+    Args:
+        features: `[batch, height, width, output_channels * group_size**2]`, any floating dtype.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
+            float64, rounded to whole pixels (halves away from zero), both ends included. A NaN box
+            gives 0.
+        box_indices: `[rois]` integers, the image that each box lies in.
+        offset: `[rois, part_size, part_size, 2 * classes]` as (y, x) for each class: bins move by
+            `trans_std * box size * offset`. Output channel c is of class
+            `c // (output_channels / classes)`. None leaves the bins in place.
+        output_size: int, or (height, width) in bins.
+        output_channels: int.
+        group_size: cells along each axis in which the features have channels of their own.
+        part_size: cells along each axis in which the offsets are given.
+        sample_per_part: samples a bin along each axis, from the bin's start on.
+        trans_std: share of the box's size that an offset of 1 moves a bin by.
+        spatial_scale: features' size over the input image's size.
+
+    Returns:
+        Means over the samples no further than half a pixel outside, 0 where there are none, in the
+        dtype of `features`.
+
+    Raises:
+        ValueError, TypeError, InvalidArgumentError: as `roi_align`; ValueError also where the
+            channels are not `output_channels * group_size**2`, or classes do not divide them.
+
+    Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.2, and the
+    authors' implementation for the rounding and the samples' places; offsets (x, y) there).
+
+    Example:
+        >>> features = tf.reshape(tf.range(16.0), [1, 4, 4, 1])
+        >>> pooled = deformable_ps_roi_pool(
+        ...     features, [[0.0, 0.0, 3.0, 3.0]], [0], None, 1,
+        ...     output_channels=1, group_size=1, part_size=1, sample_per_part=2,
+        ... )
+        >>> pooled.numpy().item()  # samples at -0.5 and 1.5
+        3.75
+    """
+    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    output_size = validation.per_axis("output_size", output_size, 2)
+    validation.positive(
+        output_channels=output_channels,
+        group_size=group_size,
+        part_size=part_size,
+        sample_per_part=sample_per_part,
+    )
+    rois = validation.sizes(boxes)[0]
+    start, size = _rounded_regions(boxes, spatial_scale)
+    classes, shift = 1, None
+    if offset is not None:
+        offset = validation.floating("offset", offset)
+        classes = _classes(offset, output_channels)
+        offset = validation.shaped(
+            "offset",
+            offset,
+            [rois, part_size, part_size, 2 * classes],
+            "[rois, part_size, part_size, 2 * classes]",
+        )
+        for axis, bins in enumerate(output_size):
+            offset = tf.gather(offset, _cells(bins, part_size), axis=axis + 1)
+        offset = tf.reshape(tf.cast(offset, size.dtype), [rois, *output_size, classes, 2])
+        shift = trans_std * offset * size[:, None, None, None]
+    if features.shape[-1] != output_channels * group_size**2:
+        raise ValueError(
+            "features must have output_channels * group_size**2 = "
+            f"{output_channels * group_size**2} channels, received {features.shape}"
+        )
+    maps = _channel_maps(features, group_size**2)
+    rows, columns = (_cells(bins, group_size) for bins in output_size)
+    cell = [row * group_size + column for row in rows for column in columns]
+    index = box_indices[:, None] * group_size**2 + tf.constant(cell, box_indices.dtype)
+    steps = [step / sample_per_part for step in range(sample_per_part)]
+    places = tf.constant([[(y, x) for y in steps for x in steps]], size.dtype)
+    points = _points(start, size, output_size, shift, places)
+    pooled = _mean_of_valid(Table.of(maps, classes), points, index)
+    return tf.cast(tf.reshape(pooled, [rois, *output_size, output_channels]), features.dtype)
+
+
+def _checked(features, boxes, box_indices):
+    """Returns the operators' common arguments as tensors: coordinates in float32 or float64."""
+    features = validation.floating("features", features)
+    boxes = validation.floating("boxes", boxes)
+    features = validation.shaped(
+        "features", features, [None] * 4, "[batch, height, width, channels]"
+    )
+    boxes = validation.shaped("boxes", boxes, [None, 4], "[rois, 4]")
+    images = validation.sizes(features)[0]
+    rois = validation.sizes(boxes)[0]
+    box_indices = checked_image_index("box_indices", box_indices, rois, images)
+    wide = tf.float64 in (features.dtype, boxes.dtype)
+    boxes = tf.cast(boxes, tf.float64 if wide else tf.float32)
+    return features, tf.stop_gradient(boxes), box_indices
+
+
+def _regions(boxes, spatial_scale, shift):
+    """Returns the boxes' starts and sizes in the features' pixels, each `[rois, 2]` as (y, x)."""
+    scaled = boxes * spatial_scale - shift
+    start = tf.gather(scaled, [1, 0], axis=1)
+    return start, tf.gather(scaled, [3, 2], axis=1) - start
+
+
+def _rounded_regions(boxes, spatial_scale):
+    """Returns the same of boxes rounded to pixels, both ends included, at least 0.1 wide."""
+    rounded = tf.sign(boxes) * tf.floor(tf.abs(boxes) + 0.5) + tf.constant([0, 0, 1, 1], boxes.dtype)
+    start, size = _regions(rounded, spatial_scale, 0.5)
+    return start, _at_least(size, 0.1)
+
+
+def _at_least(size, minimum):
+    """Returns the larger of the two, NaN where the size is NaN."""
+    return tf.where(size < minimum, tf.constant(minimum, size.dtype), size)
+
+
+def _levels(boxes, scales, canonical_size, canonical_level):
+    """Returns `[rois]`, the index of the level that each box is pooled from."""
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    octaves = tf.math.log(tf.sqrt(tf.maximum(area, 0)) / canonical_size + 1e-6) / math.log(2)
+    finest = -math.log2(scales[0])
+    level = tf.floor(canonical_level + octaves - finest)
+    level = tf.where(tf.math.is_finite(level), level, 0)
+    return tf.cast(tf.clip_by_value(level, 0, len(scales) - 1), tf.int32)
+
+
+def _channel_maps(features, cells):
+    """Returns `[batch * cells, height, width, channels]` of channels numbered channel * cells + cell.
+
+    So that every cell of a position-sensitive operator reads an image of its own.
+    """
+    batch, height, width, channels = validation.sizes(features)
+    maps = tf.reshape(features, [batch, height, width, channels // cells, cells])
+    maps = tf.transpose(maps, [0, 4, 1, 2, 3])  # [batch, cells, height, width, channels]
+    return tf.reshape(maps, [batch * cells, height, width, channels // cells])
+
+
+def _classes(offset, output_channels):
+    channels = offset.shape[-1] if offset.shape.rank else None
+    if not channels or channels % 2 or output_channels % (channels // 2):
+        raise ValueError(
+            "offset must have 2 * classes channels with classes dividing the "
+            f"{output_channels} output channels, received {offset.shape}"
+        )
+    return channels // 2
+
+
+def _cells(bins, cells):
+    """Returns for each bin the cell that its start lies in."""
+    return [bin_ * cells // bins for bin_ in range(bins)]
+
+
+def _points(start, size, output_size, shift, places):
+    """Returns `[rois, height, width, groups, places, 2]`: points in the bins of each region.
+
+    shift: `[rois, height, width, groups, 2]`, how far the bins are moved, or None.
+    places: `[1 or rois, places, 2]`, in bins from the bin's start.
+    """
+    bins = tf.stack(tf.meshgrid(*map(tf.range, output_size), indexing="ij"), axis=-1)
+    bins = tf.cast(bins, size.dtype)[None, :, :, None, None]  # [1, height, width, 1, 1, 2]
+    bin_size = (size / tf.constant(output_size, size.dtype))[:, None, None, None, None]
+    points = start[:, None, None, None, None] + (bins + places[:, None, None, None]) * bin_size
+    return points if shift is None else points + shift[..., None, :]
+
+
+def _pool(table, index, start, size, output_size, sampling_ratio, shift=None):
+    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin.
+
+    index: `[rois]`, the image that each region reads, or `[rois, bins]`, that each bin reads.
+    shift: `[rois, *output_size, 2]`, how far the bins are moved, or None.
+    """
+    validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
+    shift = None if shift is None else shift[..., None, :]
+
+    def total(places):
+        points = _points(start, size, output_size, shift, places)
+        return _sum_in_bins(table, points, index, rule="roi")
+
+    if sampling_ratio:
+        steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
+        places = [(y, x) for y in steps for x in steps]
+        pooled = total(tf.constant([places], size.dtype)) / len(places)
+    else:
+        pooled = _adaptive_mean(total, size, output_size, table)
+    return tf.reshape(pooled, [validation.sizes(start)[0], *output_size, table.channels])
+
+
+def _adaptive_mean(total, size, output_size, table):
+    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time."""
+    pixels = tf.math.ceil(size / tf.constant(output_size, size.dtype))
+    limits = [tf.reshape(tf.cast(limit, size.dtype), [-1]) for limit in table.space]
+    pixels = tf.minimum(tf.maximum(pixels, 0), tf.stack(limits, axis=-1))
+    pixels = tf.where(tf.math.is_finite(size), pixels, 0)  # [rois, 2]
+    most = tf.cast(tf.reduce_max(tf.concat([pixels, [[0, 0]]], axis=0), axis=0), tf.int32)
+
+    def add_sample(step, sums):
+        step_yx = tf.cast(tf.stack([step // most[1], step % most[1]]), size.dtype)
+        places = tf.where(step_yx < pixels, (step_yx + 0.5) / pixels, math.nan)
+        return step + 1, sums + total(places[:, None])
+
+    nowhere = tf.constant([[[math.nan, math.nan]]], size.dtype)
+    _, sums = tf.while_loop(
+        lambda step, _: step < most[0] * most[1],
+        add_sample,
+        (0, tf.zeros_like(total(nowhere))),
+        parallel_iterations=1,
+    )
+    samples = tf.cast(tf.reduce_prod(pixels, axis=1), sums.dtype)  # [rois]
+    return sums / tf.maximum(samples, 1)[:, None, None]
+
+
+def _mean_of_valid(table, points, index):
+    """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
+    axes = zip(tf.unstack(points, axis=-1), table.space, strict=True)
+    y, x = (tf.math.is_finite(place(axis, size, "psroi")) for axis, size in axes)
+    valid = tf.cast(y & x, points.dtype)  # [rois, height, width, groups, places]
+    weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
+    return _sum_in_bins(table, points, index, weights, rule="psroi")
+
+
+def _sum_in_bins(table, points, index, weights=None, *, rule):
+    """Returns `[rois, bins, channels]`: the (weighted) sums of the samples of each bin."""
+    rois, height, width, groups, places, _ = validation.sizes(points)
+    bins = height * width
+    if index.shape.rank == 1:  # one image a region, whose bins are queries
+        shape = [rois, bins, groups, places]
+    else:  # one image a bin
+        shape = [rois * bins, 1, groups, places]
+        index = tf.reshape(index, [rois * bins])
+    points = tf.reshape(points, [*shape, 2])
+    weights = None if weights is None else tf.reshape(weights, shape)
+    sums = sample_table(table, points, weights, index, rule)
+    return tf.reshape(sums, [rois, bins, table.channels])

@@ -1,0 +1,349 @@
+"""Sampling images at fractional positions: the interpolator that every operator is built on."""
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_deform.ops import validation
+from tf_deform.ops.gathering import gather_sum
+
+INTERPOLATIONS = ("bilinear", "nearest", "bicubic")
+PADDING_MODES = ("zeros", "border", "reflection")
+_RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
+
+
+def weighted_sample(values, points, weights=None, image_index=None):
+    """Returns `[rows, queries, channels]`: weighted sums of linear samples, zero outside.
+
+    For each row, query and group of channels, the values are sampled linearly at `points_per_query`
+    points, and the samples are added up with their weights. Outside the image everything is 0,
+    with a linear ramp over the last pixel: a point counts where -1 < p < size. A point with a NaN
+    or infinite coordinate samples 0 and gets no gradient.
+
+    Args:
+        values: `[images, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
+        points: `[rows, queries, groups, points_per_query, rank]` in pixels, array order (y, x) or
+            (z, y, x), float32 or float64. `groups` divides the channels; channel c is in group
+            `c // (channels / groups)`.
+        weights: `[rows, queries, groups, points_per_query]`, or None for 1 everywhere.
+        image_index: `[rows]` integers, the image that each row reads; None: row r reads image r.
+
+    Returns:
+        `[rows, queries, channels]` in float32, or float64 if the values are float64: sums of
+        half-precision values are not rounded back.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time, and an image index
+            outside the images (not under XLA, which has no run-time errors).
+
+    Source: the sampling of "Deformable Convolutional Networks" (arXiv:1703.06211, equations 3 and
+    4), generalised to many points a query. At p = -1 exactly the value is 0 and the gradient
+    follows the corner that exists, so that offsets initialised to zero learn.
+
+    Example:
+        >>> values = tf.constant([[[0.0], [10.0], [20.0]]])  # one 1-D image of 3 pixels
+        >>> points = tf.constant([[[[[0.5], [1.0]]]]])  # one query of two points
+        >>> weighted_sample(values, points).numpy().tolist()
+        [[[15.0]]]
+    """
+    values = validation.floating("values", values)
+    points = validation.floating("points", points)
+    rank = points.shape[-1]
+    if points.shape.rank != 5 or rank not in (1, 2, 3):
+        raise ValueError(
+            "points must have shape [rows, queries, groups, points_per_query, rank] with rank 1 to "
+            f"3, received {points.shape}"
+        )
+    validation.shaped("values", values, [None] * (rank + 2), f"[images, {rank} axes, channels]")
+    rows, queries, groups, per_query, _ = validation.sizes(points)
+    images = validation.sizes(values)[0]
+    if weights is not None:
+        weights = validation.shaped(
+            "weights",
+            validation.floating("weights", weights),
+            [rows, queries, groups, per_query],
+            "[rows, queries, groups, points_per_query]",
+        )
+    if image_index is None:
+        points = validation.shaped(
+            "points", points, [images, None, None, None, rank], "[images, ...]"
+        )
+    else:
+        image_index = checked_image_index("image_index", image_index, rows, images)
+    return sample_table(Table.of(values, groups), points, weights, image_index)
+
+
+def sample(values, points, *, interpolation="bilinear", padding_mode="zeros"):
+    """Returns `[batch, ..., channels]`: the values at fractional pixel positions.
+
+    Args:
+        values: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
+        points: `[batch, ..., rank]` in pixels, array order (y, x) or (z, y, x); integers are pixel
+            centres. Use float32 or float64.
+        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves to even; no
+            gradient to the points) or "bicubic" (cubic convolution with A = -0.75).
+        padding_mode: "zeros" outside the image; "border" repeats the edge pixel; "reflection"
+            reflects about the centres of the edge pixels. A point with a NaN or infinite
+            coordinate samples 0 in every mode.
+
+    Returns:
+        Samples in the dtype of `values`.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, equation 5); the
+    cubic kernel is Keys 1981, equation 4, whose a is -0.75 here as in other image libraries.
+
+    Example:
+        >>> image = tf.reshape(tf.range(6.0), [1, 2, 3, 1])
+        >>> sample(image, [[[0.5, 1.0], [0.0, 2.5]]]).numpy().tolist()
+        [[[2.5], [1.0]]]
+    """
+    values = validation.floating("values", values)
+    points = validation.floating("points", points)
+    batch, *inner, rank = validation.sizes(points)
+    if points.shape.rank < 2 or rank not in (1, 2, 3):
+        raise ValueError(f"points must have shape [batch, ..., 1 to 3], received {points.shape}")
+    values = validation.shaped(
+        "values", values, [batch, *[None] * (rank + 1)], f"[batch, {rank} axes, channels]"
+    )
+    axes = tf.unstack(tf.reshape(points, [batch, math.prod(inner), rank]), axis=-1)
+    out = sample_axes(values, axes, interpolation, padding_mode)
+    return tf.reshape(out, [batch, *inner, values.shape[-1]])
+
+
+def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
+    """Returns `[batch, queries, channels]` of `sample`, its points a list of `[batch, queries]`.
+
+    With `half_pixel`, reflection is about the outer edges of the edge pixels (-0.5, size - 0.5).
+    """
+    validation.choice("interpolation", interpolation, INTERPOLATIONS)
+    validation.choice("padding_mode", padding_mode, PADDING_MODES)
+    table = Table.of(values, 1)
+    batch, queries = validation.sizes(axes[0])
+    axes = [_positions(tf.reshape(axis, [1, batch, queries, 1]), table) for axis in axes]
+    placed = functools.partial(place, rule=padding_mode, half_pixel=half_pixel)
+    taps_of = {"bilinear": _linear_taps, "nearest": _nearest_taps, "bicubic": _cubic_taps}
+    taps = [
+        taps_of[interpolation](axis, size, placed)
+        for axis, size in zip(axes, table.space, strict=True)
+    ]
+    at_edge = _at_lower_edge(axes) if (interpolation, padding_mode) == _RAMP else None
+    out = _sum_taps(table, taps, table.first_rows(None), None, at_edge)
+    return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
+
+
+def place(p, size, rule, half_pixel=False):
+    """Returns positions under a border rule, for linear sampling that is zero outside.
+
+    Rules: "zeros" changes nothing; "border" clamps to the pixel centres; "reflection" reflects and
+    clamps; "roi" clamps what is in [-1, size] and "psroi" what is in [-0.5, size - 0.5], and both
+    drop the rest. A dropped or non-finite position becomes NaN, which samples 0. The gradient is
+    0 wherever a position was clamped or lies on the clamping bound.
+    """
+    if rule == "zeros":
+        return p
+    limit = tf.cast(size, p.dtype)
+    if rule == "roi":
+        valid = (p >= -1) & (p <= limit)
+    elif rule == "psroi":
+        valid = (p >= -0.5) & (p <= limit - 0.5)
+    else:
+        valid = tf.math.is_finite(p)
+    if rule == "reflection":
+        p = _reflect(p, limit, half_pixel)
+    clamped = tf.stop_gradient(tf.clip_by_value(p, 0, limit - 1))
+    p = tf.where((p > 0) & (p < limit - 1), p, clamped)
+    return tf.where(valid, p, tf.constant(float("nan"), p.dtype))
+
+
+def checked_image_index(name, index, rows, images):
+    """Returns `[rows]` image indices as int32 or int64; at run time each must be in [0, images)."""
+    index = tf.convert_to_tensor(index)
+    if not index.dtype.is_integer:
+        raise TypeError(f"{name} must be an integer tensor, received {index.dtype.name}")
+    index = validation.shaped(name, index, [rows], "[rows]")
+    inside = tf.reduce_all((index >= 0) & (index < tf.cast(images, index.dtype)))
+    return validation.satisfying(
+        index, inside, f"{name} must be at least 0 and below the batch size", images, "received", index
+    )
+
+
+class Table(NamedTuple):
+    """Images as rows to gather, one row a pixel and group of channels, padded by zeros.
+
+    One pixel of padding before and two after let the four corners of any position in [-1, size]
+    exist: row 0 and the corners of position `size` are zero.
+    """
+
+    rows: tf.Tensor  # [images * padded pixels * groups, channels / groups]
+    images: int  # this and the following ints may be scalar tensors
+    space: list[int]
+    channels: int
+    groups: int
+    strides: list  # in rows, from one image to the next and along each axis
+    start: int = 0  # row at which the images begin
+
+    @classmethod
+    def of(cls, values, groups):
+        """Returns the table of values `[images, *space, channels]`."""
+        images, *space, channels = validation.sizes(values)
+        if validation.is_static(channels, groups) and (groups < 1 or channels % groups):
+            raise ValueError(
+                f"values must have channels divisible by the groups, received {channels} channels "
+                f"and {groups} groups"
+            )
+        rows = tf.pad(values, [[0, 0], *[[1, 2]] * len(space), [0, 0]])
+        rows = tf.reshape(rows, [-1, channels // groups])
+        fits = rows.shape[0] is not None and rows.shape[0] < 2**31
+        strides = [tf.cast(groups, tf.int32 if fits else tf.int64)]
+        for size in reversed(space):
+            strides.insert(0, strides[0] * tf.cast(size + 3, strides[0].dtype))
+        return cls(rows, images, space, channels, groups, strides)
+
+    @classmethod
+    def of_levels(cls, levels, level_index):
+        """Returns one table of several feature maps, of which each reader reads one.
+
+        levels: list of `[images, *space, channels]`, of equal batch and channels. level_index:
+        `[rows]`, the map that each row of points reads: sizes and strides are tensors, one a row.
+        """
+        tables = [cls.of(level, 1) for level in levels]
+        dtype = tf.int32 if all(t.strides[0].dtype == tf.int32 for t in tables) else tf.int64
+        starts = [tf.zeros([], dtype)]
+        for table in tables[:-1]:
+            starts.append(starts[-1] + tf.cast(tf.shape(table.rows)[0], dtype))
+
+        def per_row(sizes):
+            return tf.gather(tf.stack([tf.cast(size, dtype) for size in sizes]), level_index)
+
+        space = [per_row(sizes)[:, None, None] for sizes in zip(*(t.space for t in tables), strict=True)]
+        image, *axes = (per_row(each) for each in zip(*(t.strides for t in tables), strict=True))
+        return tables[0]._replace(
+            rows=tf.concat([table.rows for table in tables], axis=0),
+            space=space,
+            strides=[image, *(axis[:, None, None] for axis in axes)],
+            start=per_row(starts),
+        )
+
+    def first_rows(self, image_index):
+        """Returns `[rows, 1, groups]`: where each image and group begins in the table."""
+        if image_index is None:
+            image_index = tf.range(self.images)
+        stride = self.strides[0]
+        first = tf.cast(image_index, stride.dtype) * stride + self.start
+        return first[:, None, None] + tf.range(tf.cast(self.groups, stride.dtype))
+
+
+def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
+    """Returns `weighted_sample` of a table, under a border rule; takes its arguments unchecked."""
+    rows, queries, *_ = validation.sizes(points)
+    points = tf.transpose(_positions(points, table), [4, 3, 0, 1, 2])
+    axes = tf.unstack(points, num=len(table.space))  # each [points, rows, queries, groups]
+    if weights is not None:
+        weights = tf.transpose(weights, [3, 0, 1, 2])  # [points, rows, queries, groups]
+    taps = [
+        _linear_taps(axis, size, functools.partial(place, rule=rule))
+        for axis, size in zip(axes, table.space, strict=True)
+    ]
+    at_edge = _at_lower_edge(axes) if rule == "zeros" else None
+    out = _sum_taps(table, taps, table.first_rows(image_index), weights, at_edge)
+    return tf.reshape(out, [rows, queries, table.channels])
+
+
+# Each axis contributes taps: pairs of a cell, which is the pixel's index in the padded axis, and
+# its weight. A sample is the sum over all products of the axes' taps.
+
+
+def _linear_taps(p, size, place):
+    """Returns the two taps at floor(p) and floor(p) + 1; positions outside [-1, size] see zeros."""
+    p = place(p, size)
+    limit = tf.cast(size, p.dtype)
+    p = tf.where(p >= -1, tf.minimum(p, limit), limit)
+    lower = tf.floor(p)
+    fraction = p - lower
+    cell = tf.cast(lower, tf.int32) + 1
+    return [(cell, 1 - fraction), (cell + 1, fraction)]
+
+
+def _nearest_taps(p, size, place):
+    return [(_cell(tf.round(place(p, size)), size), tf.ones_like(p))]
+
+
+def _cubic_taps(p, size, place):
+    """Returns the four taps of cubic convolution, the border rule acting on each tap's index."""
+    lower = tf.floor(p)
+    fraction = tf.where(tf.math.is_finite(p), p, 0) - tf.where(tf.math.is_finite(p), lower, 0)
+    weights = []
+    for distance in (1 + fraction, fraction, 1 - fraction, 2 - fraction):
+        near = len(weights) in (1, 2)
+        weights.append(_cubic_near(distance) if near else _cubic_far(distance))
+    return [
+        (_cell(place(lower + step, size), size), weight)
+        for step, weight in zip((-1, 0, 1, 2), weights, strict=True)
+    ]
+
+
+def _cubic_near(x, a=-0.75):
+    return ((a + 2) * x - (a + 3)) * x * x + 1
+
+
+def _cubic_far(x, a=-0.75):
+    return a * (((x - 5) * x + 8) * x - 4)
+
+
+def _cell(index, size):
+    """Returns the padded axis's index of a whole-numbered float index, the zeros if outside."""
+    inside = tf.where(index >= -1, tf.minimum(index, tf.cast(size, index.dtype)), -1)
+    return tf.cast(inside, tf.int32) + 1
+
+
+def _reflect(p, limit, half_pixel):
+    low = -0.5 if half_pixel else 0.0
+    span = tf.maximum(limit if half_pixel else limit - 1, 1)
+    along = tf.math.floormod(p - low, 2 * span)
+    return low + tf.where(along > span, 2 * span - along, along)
+
+
+def _positions(p, table):
+    """Returns positions in float32, or in float64 if they or the values are float64."""
+    return tf.cast(p, tf.float64 if tf.float64 in (p.dtype, table.rows.dtype) else tf.float32)
+
+
+def _at_lower_edge(axes):
+    """Returns where any position is -1, whose value is 0 while its gradient sees pixel 0."""
+    return functools.reduce(tf.logical_or, [axis == -1 for axis in axes])
+
+
+def _sum_taps(table, taps, first_row, weights, at_edge):
+    """Returns `[rows * queries * groups, channels / groups]`: sums over points and tap products.
+
+    taps: for each axis a list of (cell, weight), each `[points, rows, queries, groups]`.
+    first_row: `[rows, 1, groups]`. weights, at_edge: like the taps, or None.
+    """
+    terms = [(first_row, None)]
+    for axis, stride in zip(taps, table.strides[1:], strict=True):
+        axis = [(tf.cast(cell, stride.dtype) * stride, weight) for cell, weight in axis]
+        terms = [
+            (row + cell, weight if product is None else product * weight)
+            for (row, product), (cell, weight) in itertools.product(terms, axis)
+        ]
+    sum_dtype = tf.float64 if table.rows.dtype == tf.float64 else tf.float32
+    product = tf.cast(tf.stack([product for _, product in terms]), sum_dtype)
+    if weights is not None:
+        product *= tf.cast(weights, sum_dtype)
+    rows = tf.stack([row for row, _ in terms])  # [terms, points, rows, queries, groups]
+    seen = rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows.dtype), rows)
+    count = math.prod(rows.shape[:2])
+    return gather_sum(
+        table.rows,
+        tf.reshape(seen, [count, -1]),
+        tf.reshape(product, [count, -1]),
+        tf.reshape(rows, [count, -1]),
+    )

@@ -1,0 +1,93 @@
+"""Checks of arguments, with one text whether the error comes at trace time or at run time."""
+
+import tensorflow as tf
+
+
+def sizes(tensor):
+    """Returns the tensor's shape as a list: ints where known, scalar int32 tensors where not."""
+    static = tensor.shape.as_list()
+    if None not in static:
+        return static
+    dynamic = tf.shape(tensor)
+    return [dynamic[axis] if size is None else size for axis, size in enumerate(static)]
+
+
+def is_static(*values):
+    """Returns whether all values are Python ints."""
+    return all(isinstance(value, int) for value in values)
+
+
+def floating(name, tensor):
+    """Returns `tensor` as a tensor. Raises TypeError unless it is floating-point."""
+    tensor = tf.convert_to_tensor(tensor)
+    if not tensor.dtype.is_floating:
+        raise TypeError(f"{name} must be floating-point, received {tensor.dtype.name}")
+    return tensor
+
+
+def choice(name, value, known):
+    """Raises ValueError that lists the known strings unless `value` is one of them."""
+    if value not in known:
+        listed = ", ".join(repr(each) for each in known)
+        raise ValueError(f"{name} must be one of {listed}, received {value!r}")
+
+
+def per_axis(name, value, rank, minimum=1):
+    """Returns an int or a sequence of `rank` ints as a tuple of ints that are at least `minimum`."""
+    try:
+        values = (value,) * rank if isinstance(value, int) else tuple(int(each) for each in value)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != rank or min(values) < minimum:
+        raise ValueError(
+            f"{name} must be an int or {rank} ints of at least {minimum}, received {value!r}"
+        )
+    return values
+
+
+def positive(**values):
+    """Raises ValueError unless all values are ints of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an int of at least 1, received {value!r}")
+
+
+def shaped(name, tensor, expected, meaning):
+    """Returns `tensor`, checked against `expected` sizes: ints, scalar tensors, or None for any.
+
+    Sizes known while tracing raise ValueError; the others raise InvalidArgumentError when run.
+    `meaning` is what the message shows as the expected shape, e.g. "[rois, 4]".
+    """
+    text = f"{name} must have shape {meaning}"
+    if tensor.shape.rank != len(expected):
+        raise ValueError(f"{text}, received {_text(tensor.shape)}")
+    unknown = []
+    for axis, (size, wanted) in enumerate(zip(tensor.shape, expected, strict=True)):
+        if wanted is None:
+            continue
+        if is_static(size, wanted):
+            if size != wanted:
+                shown = [each if is_static(each) else None for each in expected]
+                raise ValueError(f"{text} = {_text(shown)}, received {_text(tensor.shape)}")
+        else:
+            unknown.append(axis)
+    if not unknown:
+        return tensor
+    received = tf.shape(tensor)
+    wanted = tf.stack([expected[axis] for axis in unknown])
+    return satisfying(
+        tensor, tf.reduce_all(tf.gather(received, unknown) == wanted), f"{text}, received", received
+    )
+
+
+def satisfying(tensor, condition, *data):
+    """Returns `tensor`, whose use raises InvalidArgumentError with `data` unless `condition`.
+
+    XLA has no run-time errors: there the check does nothing.
+    """
+    with tf.control_dependencies([tf.debugging.Assert(condition, data)]):
+        return tf.identity(tensor)
+
+
+def _text(shape):
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
