@@ -280,14 +280,22 @@ class DeformableConv(keras.layers.Layer):
         return offset, self.mask_scale * tf.sigmoid(logits) if self.modulated else None
 
     def _convolve(self, inputs, kernel):
-        pads = self._explicit_padding(validation.sizes(inputs)[1:-1])
-        inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
-        if max(self.strides) == 1 or max(self.dilation_rate) == 1:
-            return tf.nn.convolution(inputs, kernel, self.strides, "VALID", None, self.dilation_rate)
+        strides, padding = self.strides, self.padding
         # TensorFlow has no convolution that is both strided and dilated.
-        dense = tf.nn.convolution(inputs, kernel, 1, "VALID", None, self.dilation_rate)
-        strided = [slice(None, None, stride) for stride in self.strides]
-        return dense[(slice(None), *strided)]
+        apart = max(self.strides) > 1 and max(self.dilation_rate) > 1
+        if apart or padding not in ("valid", "same"):
+            pads = self._explicit_padding(validation.sizes(inputs)[1:-1])
+            inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
+            inputs = tf.ensure_shape(inputs, [*[None] * (self.rank + 1), kernel.shape[-2]])
+            padding = "valid"
+        if apart:
+            strides = 1
+        outputs = tf.nn.convolution(
+            inputs, kernel, strides, padding.upper(), dilations=self.dilation_rate
+        )
+        if apart:
+            outputs = outputs[(slice(None), *(slice(None, None, each) for each in self.strides))]
+        return outputs
 
     def _to_channels_last(self, tensor):
         if self.data_format == "channels_last":

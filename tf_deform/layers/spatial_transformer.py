@@ -260,7 +260,7 @@ def _attention(parameters, rank):
 
 
 def _similarity(parameters, rank):
-    scale, angle, x, y = tf.unstack(parameters, axis=1)
+    scale, angle, x, y = (parameters[:, index] for index in range(4))
     cosine, sine = scale * tf.cos(angle), scale * tf.sin(angle)
     return tf.stack([cosine, -sine, x, sine, cosine, y], axis=1)
 

@@ -146,8 +146,9 @@ def explicit_padding(padding, space, extents, strides):
             return [(extents[0] - 1, 0)]
         pads = []
         for size, extent, stride in zip(space, extents, strides, strict=True):
-            outputs = -(-size // stride)
-            total = _at_least_zero((outputs - 1) * stride + extent - size)
+            total = extent - 1  # whatever the size, if the stride is 1
+            if stride > 1:
+                total = _at_least_zero((-(-size // stride) - 1) * stride + extent - size)
             pads.append((total // 2, total - total // 2))
         return pads
     if isinstance(padding, int):

@@ -34,10 +34,11 @@ def gather_sum(table, index, weights, gradient_index):
         `[n, channels]` in the dtype of `weights`.
     """
     total = None
-    for rows, weight in zip(tf.unstack(index), tf.unstack(weights), strict=True):
+    for term in range(index.shape[0]):
         # One term after the other: running side by side they would hold a buffer each.
         with tf.control_dependencies([] if total is None else [total]):
-            term = tf.cast(tf.gather(table, rows), weight.dtype) * weight[:, None]  # [n, channels]
+            rows = tf.cast(tf.gather(table, index[term]), weights.dtype)  # [n, channels]
+            term = rows * weights[term][:, None]
         total = term if total is None else total + term
 
     def gradient(upstream):

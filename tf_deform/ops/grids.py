@@ -131,9 +131,8 @@ def grid_sample(
             "grid must have shape [batch, *output_size, rank] with rank 1 to 3 and as many output "
             f"axes, received {grid.shape}"
         )
-    return sample_at(
-        inputs, tf.unstack(grid, axis=-1), interpolation, padding_mode, align_corners
-    )
+    axes = [grid[..., axis] for axis in range(rank)]
+    return sample_at(inputs, axes, interpolation, padding_mode, align_corners)
 
 
 def sample_at(inputs, axes, interpolation, padding_mode, align_corners):

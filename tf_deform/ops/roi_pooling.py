@@ -472,8 +472,10 @@ def _adaptive_mean(total, size, output_size, table):
 
 def _mean_of_valid(table, points, index):
     """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
-    axes = zip(tf.unstack(points, axis=-1), table.space, strict=True)
-    y, x = (tf.math.is_finite(place(axis, size, "psroi")) for axis, size in axes)
+    y, x = (
+        tf.math.is_finite(place(points[..., axis], size, "psroi"))
+        for axis, size in enumerate(table.space)
+    )
     valid = tf.cast(y & x, points.dtype)  # [rois, height, width, groups, places]
     weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
     return _sum_in_bins(table, points, index, weights, rule="psroi")

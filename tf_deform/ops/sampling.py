@@ -113,7 +113,8 @@ def sample(values, points, *, interpolation="bilinear", padding_mode="zeros"):
     values = validation.shaped(
         "values", values, [batch, *[None] * (rank + 1)], f"[batch, {rank} axes, channels]"
     )
-    axes = tf.unstack(tf.reshape(points, [batch, math.prod(inner), rank]), axis=-1)
+    points = tf.reshape(points, [batch, math.prod(inner), rank])
+    axes = [points[..., axis] for axis in range(rank)]
     out = sample_axes(values, axes, interpolation, padding_mode)
     return tf.reshape(out, [batch, *inner, values.shape[-1]])
 
@@ -245,7 +246,7 @@ def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
     """Returns `weighted_sample` of a table, under a border rule; takes its arguments unchecked."""
     rows, queries, *_ = validation.sizes(points)
     points = tf.transpose(_positions(points, table), [4, 3, 0, 1, 2])
-    axes = tf.unstack(points, num=len(table.space))  # each [points, rows, queries, groups]
+    axes = [points[axis] for axis in range(len(table.space))]  # [points, rows, queries, groups]
     if weights is not None:
         weights = tf.transpose(weights, [3, 0, 1, 2])  # [points, rows, queries, groups]
     taps = [

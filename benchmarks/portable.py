@@ -1,0 +1,356 @@
+"""Times the portable operators beside their peers, and measures their memory.
+
+    python benchmarks/portable.py [--quick] [--rounds 15] [--only conv|transformer|memory]
+
+Everything is timed in one process and one run, in turns: each turn calls every contestant once
+untimed and once timed. What is printed are ratios of medians, over
+
+- plain tf.nn.conv2d of the same shape, for the modulated 3x3 deformable convolution; "gathers" is
+  a straightforward version of it, four gathers under plain autodiff;
+- torch's affine_grid and grid_sample in the faster of its two memory formats, for the spatial
+  transformer (affine grid, bilinear).
+
+Training is the forward pass and the gradients of everything: inputs, kernel, offset and mask, or
+inputs and theta. Memory is the peak resident memory of one call in a process of its own, beyond
+inputs, outputs and gradients, in column buffers: the samples of all taps (the outputs of the
+spatial transformer). The results are written to benchmarks/results/portable.json.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+import tf_deform as tfd
+
+THREADS = 2
+CONVOLUTIONS = [  # batch, height, width, channels, filters
+    (1, 56, 56, 64, 64),
+    (8, 28, 28, 128, 128),
+    (1, 50, 84, 256, 256),
+    (2, 100, 100, 32, 64),
+]
+TRANSFORMERS = [(32, 64, 64, 3), (8, 128, 128, 32), (1, 512, 512, 64)]
+TARGETS = {
+    "convolution forward": 4.0,
+    "convolution training": 6.0,
+    "transformer with XLA": 0.5,
+    "transformer without XLA": 1.2,
+}
+RESULTS = Path(__file__).parent / "results" / "portable.json"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="three rounds, first shapes only")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", choices=("conv", "transformer", "memory"))
+    parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "CASE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+    if options.memory_of:
+        kind, case = options.memory_of
+        print(json.dumps(peak_memory(kind, json.loads(case))))
+        return
+    rounds = 3 if options.quick else options.rounds
+    kept = slice(1) if options.quick else slice(None)
+    results = {"hardware": hardware(), "commit": commit(), "rounds": rounds}
+    if options.only in (None, "conv"):
+        results["convolution"] = time_convolutions(CONVOLUTIONS[kept], rounds)
+    if options.only in (None, "transformer"):
+        results["transformer"] = time_transformers(TRANSFORMERS[kept], rounds)
+    if options.only in (None, "memory"):
+        results["memory"] = measure_memory(kept)
+    if not options.quick and options.only is None:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        print(f"\nwritten to {RESULTS.relative_to(Path.cwd())}" if RESULTS.is_relative_to(Path.cwd())
+              else f"\nwritten to {RESULTS}")
+
+
+# Contestants: functions of no arguments, by name.
+
+
+def convolution_inputs(shape):
+    batch, height, width, channels, filters = shape
+    rng = np.random.default_rng(0)
+    return {
+        "inputs": tf.constant(rng.normal(size=(batch, height, width, channels)), tf.float32),
+        "kernel": tf.constant(rng.normal(size=(3, 3, channels, filters)) / 50, tf.float32),
+        "offset": tf.constant(rng.normal(size=(batch, height, width, 18)), tf.float32),
+        "mask": tf.constant(rng.uniform(size=(batch, height, width, 9)), tf.float32),
+    }
+
+
+def deformable(inputs, kernel, offset, mask):
+    return tfd.ops.deformable_conv(inputs, kernel, offset, mask, padding="same")
+
+
+def plain(inputs, kernel):
+    return tf.nn.conv2d(inputs, kernel, 1, "SAME")
+
+
+def gathers(inputs, kernel, offset, mask):
+    """The version that one would write first: four gathers, each with a weight, and autodiff."""
+    batch, height, width, channels = inputs.shape
+    taps = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"), axis=-1).reshape(9, 2)
+    pixels = np.stack(np.meshgrid(range(height), range(width), indexing="ij"), axis=-1)
+    points = tf.constant(pixels[:, :, None] + taps, tf.float32)
+    points = points + tf.reshape(offset, [batch, height, width, 9, 2])
+    low = tf.floor(points)
+    columns = 0.0
+    for corner in ([0, 0], [0, 1], [1, 0], [1, 1]):
+        index = low + tf.constant(corner, tf.float32)
+        weight = tf.reduce_prod(1 - tf.abs(points - index), axis=-1)
+        limit = tf.constant([height - 1, width - 1], tf.float32)
+        inside = tf.reduce_all((index >= 0) & (index <= limit), axis=-1)
+        index = tf.cast(tf.clip_by_value(index, 0, limit), tf.int32)
+        samples = tf.gather_nd(inputs, index, batch_dims=1)
+        columns += samples * tf.where(inside, weight, 0.0)[..., None]
+    columns *= mask[..., None]
+    columns = tf.reshape(columns, [-1, 9 * channels])
+    out = tf.matmul(columns, tf.reshape(kernel, [9 * channels, -1]))
+    return tf.reshape(out, [batch, height, width, -1])
+
+
+def compiled_calls(function, arguments, jit):
+    """Returns the calls {"forward", "training"} of a function under tf.function."""
+    out = function(*arguments)
+    upstream = tf.random.stateless_normal(out.shape, [1, 2])
+
+    def training(*arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(arguments)
+            out = function(*arguments)
+        return out, tape.gradient(out, arguments, upstream)
+
+    forward = tf.function(function, jit_compile=jit, autograph=False)
+    training = tf.function(training, jit_compile=jit, autograph=False)
+    return {"forward": lambda: forward(*arguments), "training": lambda: training(*arguments)}
+
+
+def transformer(inputs, theta):
+    grid = tfd.ops.affine_grid(theta, inputs.shape[1:3])
+    return tfd.ops.grid_sample(inputs, grid)
+
+
+def transformer_inputs(shape):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=shape).astype("float32")
+    theta = np.array([[0.9, 0.1, 0.05], [-0.1, 0.9, -0.05]]) + rng.normal(size=(shape[0], 2, 3)) / 50
+    return {"inputs": tf.constant(inputs), "theta": tf.constant(theta, tf.float32)}
+
+
+def torch_calls(inputs, theta, memory_format):
+    import torch
+
+    torch.set_num_threads(THREADS)
+    channels_first = torch.tensor(inputs.numpy()).permute(0, 3, 1, 2)
+    x = channels_first.contiguous(memory_format=memory_format).requires_grad_()
+    theta = torch.tensor(theta.numpy(), requires_grad=True)
+    upstream = torch.randn(x.shape).contiguous(memory_format=memory_format)
+
+    def sample():
+        grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
+        return torch.nn.functional.grid_sample(x, grid, align_corners=False)
+
+    def forward():
+        with torch.no_grad():
+            return sample()
+
+    def training():
+        x.grad = theta.grad = None
+        sample().backward(upstream)
+
+    return {"forward": forward, "training": training}
+
+
+# Timing
+
+
+def in_turns(contestants, rounds):
+    """Returns the median seconds of each call, taken in turns. Names are (contestant, pass)."""
+    for call in contestants.values():
+        call()
+    times = {name: [] for name in contestants}
+    for turn in range(rounds):
+        show(f"round {turn + 1} of {rounds}")
+        for name, call in contestants.items():
+            time.sleep(0.005)  # lets the threads of the one before stop spinning
+            call()
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    show("")
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def time_convolutions(shapes, rounds):
+    print("Modulated 3x3 deformable convolution, time over plain tf.nn.conv2d's")
+    names = ["portable", "portable XLA", "gathers", "gathers XLA"]
+    ratios = []
+    for shape in shapes:
+        inputs = list(convolution_inputs(shape).values())
+        contestants = {}
+        for name, function, arguments, jit in (
+            ("plain", plain, inputs[:2], False),
+            ("portable", deformable, inputs, False),
+            ("portable XLA", deformable, inputs, True),
+            ("gathers", gathers, inputs, False),
+            ("gathers XLA", gathers, inputs, True),
+        ):
+            for each, call in compiled_calls(function, arguments, jit).items():
+                contestants[name, each] = call
+        seconds = in_turns(contestants, rounds)
+        ratios.append(
+            {
+                each: {name: seconds[name, each] / seconds["plain", each] for name in names}
+                for each in ("forward", "training")
+            }
+        )
+    report(shapes, ratios, names)
+    for each in ("forward", "training"):
+        best = mean([min(r[each]["portable"], r[each]["portable XLA"]) for r in ratios])
+        verdict(f"convolution {each}", best, "the better of with and without XLA")
+        for suffix in ("", " XLA"):
+            gain = mean([r[each]["gathers" + suffix] / r[each]["portable" + suffix] for r in ratios])
+            print(f"  {each}{suffix or ' without XLA'}: {gain:.2f} times as fast as the gathers")
+    return dict(zip(map(str, shapes), ratios, strict=True))
+
+
+def time_transformers(shapes, rounds):
+    import torch
+
+    print("\nSpatial transformer, time over torch's in its faster memory format")
+    names = ["portable", "portable XLA"]
+    ratios = []
+    for shape in shapes:
+        inputs = transformer_inputs(shape)
+        contestants = {}
+        for name, jit in (("portable", False), ("portable XLA", True)):
+            for each, call in compiled_calls(transformer, list(inputs.values()), jit).items():
+                contestants[name, each] = call
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            for each, call in torch_calls(**inputs, memory_format=memory_format).items():
+                contestants[memory_format, each] = call
+        seconds = in_turns(contestants, rounds)
+        ratio = {}
+        for each in ("forward", "training"):
+            peer = min(
+                seconds[memory_format, each]
+                for memory_format in (torch.contiguous_format, torch.channels_last)
+            )
+            ratio[each] = {name: seconds[name, each] / peer for name in names}
+        ratios.append(ratio)
+    report(shapes, ratios, names)
+    for name, target in (("portable XLA", "with XLA"), ("portable", "without XLA")):
+        both = mean([r[each][name] for r in ratios for each in ("forward", "training")])
+        verdict(f"transformer {target}", both, "forward and training")
+    return dict(zip(map(str, shapes), ratios, strict=True))
+
+
+def report(shapes, ratios, names):
+    width = max(map(len, names)) + 2
+    print(f"{'':22}" + "".join(f"{'':4}{each:{2 * width}}" for each in ("forward", "training")))
+    for shape, ratio in zip(shapes, ratios, strict=True):
+        for name in names:
+            cells = "".join(f"{ratio[each][name]:>{width}.2f}" for each in ("forward", "training"))
+            print(f"  {'x'.join(map(str, shape)):20}{name:14}{cells}")
+
+
+def verdict(what, value, detail):
+    target = TARGETS[what]
+    word = "reached" if value <= target else "MISSED"
+    print(f"  {what}, geometric mean ({detail}): {value:.2f}, target {target}: {word}")
+
+
+def mean(values):
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+# Memory
+
+
+def measure_memory(kept):
+    print("\nPeak memory beyond inputs, outputs and gradients, in column buffers (limit 3)")
+    results = {}
+    cases = [("convolution", shape) for shape in CONVOLUTIONS[kept]]
+    cases += [("transformer", shape) for shape in TRANSFORMERS[kept]]
+    for kind, shape in cases:
+        found = {}
+        for jit in (False, True):
+            for each in ("forward", "training"):
+                case = json.dumps([shape, jit, each])
+                command = [sys.executable, __file__, "--memory-of", kind, case]
+                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                found[each + (" XLA" if jit else "")] = json.loads(out.splitlines()[-1])
+        results[f"{kind} {shape}"] = found
+        cells = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
+        print(f"  {kind:12} {'x'.join(map(str, shape)):16} {cells}")
+    return results
+
+
+def peak_memory(kind, case):
+    """Returns the peak of one call in column buffers; to be called in a process of its own."""
+    shape, jit, each = case
+    if kind == "convolution":
+        inputs, function = convolution_inputs(shape), deformable
+        batch, height, width, channels, _ = shape
+        column = 4 * batch * height * width * 9 * channels
+    else:
+        inputs, function = transformer_inputs(shape), transformer
+        column = 4 * math.prod(shape)
+    call = compiled_calls(function, list(inputs.values()), jit)[each]
+    kept = sum(4 * tf.size(tensor).numpy() for tensor in tf.nest.flatten(call()))
+    call()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = memory_status("VmRSS")
+    result = call()
+    peak = memory_status("VmHWM") - before - kept
+    del result
+    return max(peak, 0) / column
+
+
+def memory_status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+# Where it ran
+
+
+def hardware():
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if "model name" in line), model)
+    return {"cpu": model, "cores": os.cpu_count(), "tensorflow": tf.__version__, "threads": THREADS}
+
+
+def commit():
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    out = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return out or "unknown"
+
+
+def show(text):
+    if sys.stderr.isatty():
+        print(f"\r{text:30}\r", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
