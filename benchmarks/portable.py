@@ -11,13 +11,11 @@ untimed and once timed. What is printed are ratios of medians, over
   transformer (affine grid, bilinear).
 
 Training is the forward pass and the gradients of everything: inputs, kernel, offset and mask, or
-inputs and theta. Memory is the peak resident memory of one call in a process of its own, beyond
-inputs, outputs and gradients, in column buffers: the samples of all taps (the outputs of the
-spatial transformer). The results are written to benchmarks/results/portable.json.
+inputs and theta. Memory is what one call in a process of its own touches beyond inputs, outputs and
+gradients, in column buffers: the samples of all taps (the outputs of the spatial transformer). The results are written to benchmarks/results/portable.json.
 """
 
 import argparse
-import ctypes
 import json
 import math
 import os
@@ -57,13 +55,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="three rounds, first shapes only")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", choices=("conv", "transformer", "memory"))
-    parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "CASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-    if options.memory_of:
-        kind, case = options.memory_of
-        print(json.dumps(peak_memory(kind, json.loads(case))))
-        return
     rounds = 3 if options.quick else options.rounds
     kept = slice(1) if options.quick else slice(None)
     results = {"hardware": hardware(), "commit": commit(), "rounds": rounds}
@@ -134,7 +127,10 @@ def compiled_calls(function, arguments, jit):
         with tf.GradientTape() as tape:
             tape.watch(arguments)
             out = function(*arguments)
-        return out, tape.gradient(out, arguments, upstream)
+        # The upstream gradient follows from the output, as it does in training: without that the
+        # backward pass could run beside the forward pass.
+        scale = 1 + 0 * tf.reshape(out, [-1])[0]
+        return out, tape.gradient(out, arguments, upstream * scale)
 
     forward = tf.function(function, jit_compile=jit, autograph=False)
     training = tf.function(training, jit_compile=jit, autograph=False)
@@ -289,45 +285,33 @@ def measure_memory(kept):
     cases = [("convolution", shape) for shape in CONVOLUTIONS[kept]]
     cases += [("transformer", shape) for shape in TRANSFORMERS[kept]]
     for kind, shape in cases:
+        if kind == "convolution":
+            inputs, function = convolution_inputs(shape), deformable
+            column = 4 * math.prod(shape[:3]) * 9 * shape[3]
+        else:
+            inputs, function = transformer_inputs(shape), transformer
+            column = 4 * math.prod(shape)
         found = {}
         for jit in (False, True):
-            for each in ("forward", "training"):
-                case = json.dumps([shape, jit, each])
-                command = [sys.executable, __file__, "--memory-of", kind, case]
-                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                found[each + (" XLA" if jit else "")] = json.loads(out.splitlines()[-1])
+            calls = compiled_calls(function, list(inputs.values()), jit)
+            for each, call in calls.items():
+                # In training the upstream gradient, scaled, is given and no part of the operator.
+                given = 4 * tf.size(call()[0]).numpy() if each == "training" else 0
+                found[each + (" XLA" if jit else "")] = (peak_memory(call) - given) / column
         results[f"{kind} {shape}"] = found
         cells = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
         print(f"  {kind:12} {'x'.join(map(str, shape)):16} {cells}")
     return results
 
 
-def peak_memory(kind, case):
-    """Returns the peak of one call in column buffers; to be called in a process of its own."""
-    shape, jit, each = case
-    if kind == "convolution":
-        inputs, function = convolution_inputs(shape), deformable
-        batch, height, width, channels, _ = shape
-        column = 4 * batch * height * width * 9 * channels
-    else:
-        inputs, function = transformer_inputs(shape), transformer
-        column = 4 * math.prod(shape)
-    call = compiled_calls(function, list(inputs.values()), jit)[each]
-    kept = sum(4 * tf.size(tensor).numpy() for tensor in tf.nest.flatten(call()))
+def peak_memory(call):
+    """Returns the bytes of TensorFlow's CPU allocator that a call needs beyond what it returns."""
     call()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = memory_status("VmRSS")
-    result = call()
-    peak = memory_status("VmHWM") - before - kept
-    del result
-    return max(peak, 0) / column
-
-
-def memory_status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(name + ":"))
-    return int(line.split()[1]) * 1024
+    tf.config.experimental.reset_memory_stats("CPU:0")
+    results = call()
+    memory = tf.config.experimental.get_memory_info("CPU:0")
+    del results
+    return memory["peak"] - memory["current"]
 
 
 # Where it ran

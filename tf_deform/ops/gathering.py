@@ -8,16 +8,7 @@ All three functions are partial derivatives of one trilinear form,
 so the gradient of each is the other two, at any order.
 """
 
-import math
-
 import tensorflow as tf
-
-from tf_deform.ops.validation import is_static, sizes
-
-# The gradients gather all corners at once, which is faster than one by one, but in up to this many
-# parts, so that a part of a 2-D sampling (4 corners) is no larger than the samples themselves.
-_PARTS = 4
-_PART_ELEMENTS = 2**21
 
 
 @tf.custom_gradient
@@ -38,12 +29,14 @@ def gather_sum(table, index, weights, gradient_index):
         # One term after the other: running side by side they would hold a buffer each.
         with tf.control_dependencies([] if total is None else [total]):
             rows = tf.cast(tf.gather(table, index[term]), weights.dtype)  # [n, channels]
-            term = rows * weights[term][:, None]
-        total = term if total is None else total + term
+            weighted = rows * weights[term][:, None]
+        total = weighted if total is None else total + weighted
 
     def gradient(upstream):
-        table_gradient = scatter_sum(weights, gradient_index, upstream, tf.shape(table)[0])
         weight_gradient = gather_dot(table, gradient_index, upstream)
+        with tf.control_dependencies([weight_gradient]):  # so that the table is freed before
+            upstream = tf.identity(upstream)
+        table_gradient = scatter_sum(weights, gradient_index, upstream, tf.shape(table)[0])
         return tf.cast(table_gradient, table.dtype), None, weight_gradient, None
 
     return total, gradient
@@ -52,11 +45,12 @@ def gather_sum(table, index, weights, gradient_index):
 @tf.custom_gradient
 def gather_dot(table, index, values):
     """Returns `[terms, n]`: the inner products of table[index[j, n]] and values[n]."""
-
-    def part(index, values):
-        return tf.reduce_sum(tf.cast(tf.gather(table, index), values.dtype) * values, axis=-1)
-
-    dots = tf.concat([part(*each) for each in _parts(index, values)], axis=1)  # [terms, n]
+    dots = []
+    for pair in _pairs(index):
+        with tf.control_dependencies(dots[-1:]):
+            rows = tf.cast(tf.gather(table, index[pair]), values.dtype)  # [2, n, channels]
+        dots.append(tf.reduce_sum(rows * values, axis=-1))
+    dots = tf.concat(dots, axis=0)
 
     def gradient(upstream):
         table_gradient = scatter_sum(upstream, index, values, tf.shape(table)[0])
@@ -69,10 +63,10 @@ def gather_dot(table, index, values):
 def scatter_sum(weights, index, values, rows):
     """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n]."""
     total = None
-    for part_weights, part_index, part_values in _parts(weights, index, values):
+    for pair in _pairs(index):
         with tf.control_dependencies([] if total is None else [total]):
-            terms = part_weights[..., None] * part_values  # [terms, n, channels]
-        added = tf.math.unsorted_segment_sum(terms, part_index, rows)
+            terms = weights[pair][..., None] * values  # [2, n, channels]
+        added = tf.math.unsorted_segment_sum(terms, index[pair], rows)
         total = added if total is None else total + added
 
     def gradient(upstream):
@@ -86,13 +80,10 @@ def scatter_sum(weights, index, values, rows):
     return total, gradient
 
 
-def _parts(*tensors):
-    """Yields the tensors cut along n; the last one is `[n, channels]`, the others `[terms, n]`."""
-    elements = sizes(tensors[0]) + sizes(tensors[-1])[1:]
-    parts = _PARTS
-    if is_static(*elements):
-        parts = max(1, min(parts, -(-math.prod(elements) // _PART_ELEMENTS)))
-    length = elements[1]
-    bounds = [length * part // parts for part in range(parts + 1)]
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        yield (*(each[:, start:stop] for each in tensors[:-1]), tensors[-1][start:stop])
+def _pairs(index):
+    """Returns slices of two terms each: of linear sampling, neighbours along the last axis.
+
+    The gradients take two terms at a time: one at a time is slower under XLA, and all at once need
+    several times the memory of the samples.
+    """
+    return [slice(first, first + 2) for first in range(0, index.shape[0], 2)]
