@@ -11,8 +11,9 @@ untimed and once timed. What is printed are ratios of medians, over
   transformer (affine grid, bilinear).
 
 Training is the forward pass and the gradients of everything: inputs, kernel, offset and mask, or
-inputs and theta. Memory is what one call in a process of its own touches beyond inputs, outputs and
-gradients, in column buffers: the samples of all taps (the outputs of the spatial transformer). The results are written to benchmarks/results/portable.json.
+inputs and theta. Memory is the peak of TensorFlow's CPU allocator during one call beyond inputs,
+outputs and gradients, in column buffers: the samples of all taps (of the spatial transformer: its
+outputs). The results are written to benchmarks/results/portable.json.
 """
 
 import argparse
@@ -69,8 +70,11 @@ def main():
     if not options.quick and options.only is None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-        print(f"\nwritten to {RESULTS.relative_to(Path.cwd())}" if RESULTS.is_relative_to(Path.cwd())
-              else f"\nwritten to {RESULTS}")
+        print(
+            f"\nwritten to {RESULTS.relative_to(Path.cwd())}"
+            if RESULTS.is_relative_to(Path.cwd())
+            else f"\nwritten to {RESULTS}"
+        )
 
 
 # Contestants: functions of no arguments, by name.
@@ -145,7 +149,9 @@ def transformer(inputs, theta):
 def transformer_inputs(shape):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=shape).astype("float32")
-    theta = np.array([[0.9, 0.1, 0.05], [-0.1, 0.9, -0.05]]) + rng.normal(size=(shape[0], 2, 3)) / 50
+    theta = (
+        np.array([[0.9, 0.1, 0.05], [-0.1, 0.9, -0.05]]) + rng.normal(size=(shape[0], 2, 3)) / 50
+    )
     return {"inputs": tf.constant(inputs), "theta": tf.constant(theta, tf.float32)}
 
 
@@ -221,7 +227,9 @@ def time_convolutions(shapes, rounds):
         best = mean([min(r[each]["portable"], r[each]["portable XLA"]) for r in ratios])
         verdict(f"convolution {each}", best, "the better of with and without XLA")
         for suffix in ("", " XLA"):
-            gain = mean([r[each]["gathers" + suffix] / r[each]["portable" + suffix] for r in ratios])
+            gain = mean(
+                [r[each]["gathers" + suffix] / r[each]["portable" + suffix] for r in ratios]
+            )
             print(f"  {each}{suffix or ' without XLA'}: {gain:.2f} times as fast as the gathers")
     return dict(zip(map(str, shapes), ratios, strict=True))
 

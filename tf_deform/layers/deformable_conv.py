@@ -294,7 +294,8 @@ class DeformableConv(keras.layers.Layer):
             inputs, kernel, strides, padding.upper(), dilations=self.dilation_rate
         )
         if apart:
-            outputs = outputs[(slice(None), *(slice(None, None, each) for each in self.strides))]
+            every = (slice(None), *(slice(None, None, each) for each in self.strides))
+            outputs = outputs[every]
         return outputs
 
     def _to_channels_last(self, tensor):

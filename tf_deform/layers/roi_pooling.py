@@ -94,9 +94,7 @@ class RoIAlign(RoIPooling):
         TensorShape([2, 3, 7, 7, 5])
     """
 
-    def __init__(
-        self, output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True, **kwargs
-    ):
+    def __init__(self, output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True, **kwargs):
         super().__init__(output_size, **kwargs)
         self.spatial_scale = spatial_scale
         (self.sampling_ratio,) = validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)

@@ -1,6 +1,7 @@
 """Spatial transformer layers."""
 
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -151,7 +152,6 @@ class SpatialTransformer(_Sampler):
                 f"output_size must have {rank} entries for inputs {tuple(inputs_shape)}, received "
                 f"{self.output_size}"
             )
-        self.predictor = None
         if self.localization is None:
             if parameters_shape is None:
                 raise ValueError("parameters must be given, because localization is None")
@@ -276,7 +276,7 @@ def _diagonal(scale, shift, rank):
 
 
 # The transformations by name, those that are affine with the function from parameters to theta.
-_TRANSFORMATIONS = {
+_TRANSFORMATIONS: dict[str, Any] = {
     "translation": _translation,
     "attention": _attention,
     "similarity": _similarity,

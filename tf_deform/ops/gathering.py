@@ -45,7 +45,7 @@ def gather_sum(table, index, weights, gradient_index):
 @tf.custom_gradient
 def gather_dot(table, index, values):
     """Returns `[terms, n]`: the inner products of table[index[j, n]] and values[n]."""
-    dots = []
+    dots: list[tf.Tensor] = []
     for pair in _pairs(index):
         with tf.control_dependencies(dots[-1:]):
             rows = tf.cast(tf.gather(table, index[pair]), values.dtype)  # [2, n, channels]

@@ -84,7 +84,8 @@ def multi_scale_roi_align(
         output_size: int, or (height, width) in bins.
         scales: for each level the features' size over the input image's size, each half of the one
             before.
-        sampling_ratio, aligned: as in `roi_align`.
+        sampling_ratio: as in `roi_align`.
+        aligned: as in `roi_align`.
         canonical_size: the square root of a box's area, in pixels, for which
         canonical_level: is the level, counted so that level k has the scale 2**-k.
 
@@ -100,7 +101,8 @@ def multi_scale_roi_align(
         >>> pyramid = [tf.zeros([1, 8, 8, 1]), tf.ones([1, 4, 4, 1])]
         >>> boxes = [[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 32.0, 32.0]]
         >>> pooled = multi_scale_roi_align(
-        ...     pyramid, boxes, [0, 0], 1, scales=(1 / 4, 1 / 8), canonical_size=32, canonical_level=3
+        ...     pyramid, boxes, [0, 0], 1,
+        ...     scales=(1 / 4, 1 / 8), canonical_size=32, canonical_level=3,
         ... )
         >>> pooled[:, 0, 0, 0].numpy().tolist()
         [0.0, 1.0]
@@ -131,9 +133,7 @@ def multi_scale_roi_align(
     return tf.cast(pooled, first.dtype)
 
 
-def ps_roi_align(
-    features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2
-):
+def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2):
     """Returns `[rois, *output_size, output_channels]`: RoIAlign whose bins have their own channels.
 
     Bin (h, w) of output channel c pools input channel `(c * height + h) * width + w`.
@@ -231,7 +231,9 @@ def deformable_roi_pool(
             "[rois, *output_size, 2]",
         )
         shift = gamma * tf.cast(offset, size.dtype) * size[:, None, None]
-    pooled = _pool(Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio, shift)
+    pooled = _pool(
+        Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio, shift
+    )
     if mask is not None:
         mask = validation.shaped(
             "mask",
@@ -365,7 +367,9 @@ def _regions(boxes, spatial_scale, shift):
 
 def _rounded_regions(boxes, spatial_scale):
     """Returns the same of boxes rounded to pixels, both ends included, at least 0.1 wide."""
-    rounded = tf.sign(boxes) * tf.floor(tf.abs(boxes) + 0.5) + tf.constant([0, 0, 1, 1], boxes.dtype)
+    rounded = tf.sign(boxes) * tf.floor(tf.abs(boxes) + 0.5) + tf.constant(
+        [0, 0, 1, 1], boxes.dtype
+    )
     start, size = _regions(rounded, spatial_scale, 0.5)
     return start, _at_least(size, 0.1)
 
@@ -386,9 +390,9 @@ def _levels(boxes, scales, canonical_size, canonical_level):
 
 
 def _channel_maps(features, cells):
-    """Returns `[batch * cells, height, width, channels]` of channels numbered channel * cells + cell.
+    """Returns `[batch * cells, height, width, channels]`: an image for each cell.
 
-    So that every cell of a position-sensitive operator reads an image of its own.
+    The features' channels are numbered channel * cells + cell.
     """
     batch, height, width, channels = validation.sizes(features)
     maps = tf.reshape(features, [batch, height, width, channels // cells, cells])

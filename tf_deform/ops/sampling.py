@@ -172,7 +172,12 @@ def checked_image_index(name, index, rows, images):
     index = validation.shaped(name, index, [rows], "[rows]")
     inside = tf.reduce_all((index >= 0) & (index < tf.cast(images, index.dtype)))
     return validation.satisfying(
-        index, inside, f"{name} must be at least 0 and below the batch size", images, "received", index
+        index,
+        inside,
+        f"{name} must be at least 0 and below the batch size",
+        images,
+        "received",
+        index,
     )
 
 
@@ -224,7 +229,9 @@ class Table(NamedTuple):
         def per_row(sizes):
             return tf.gather(tf.stack([tf.cast(size, dtype) for size in sizes]), level_index)
 
-        space = [per_row(sizes)[:, None, None] for sizes in zip(*(t.space for t in tables), strict=True)]
+        space = [
+            per_row(sizes)[:, None, None] for sizes in zip(*(t.space for t in tables), strict=True)
+        ]
         image, *axes = (per_row(each) for each in zip(*(t.strides for t in tables), strict=True))
         return tables[0]._replace(
             rows=tf.concat([table.rows for table in tables], axis=0),
@@ -281,7 +288,7 @@ def _cubic_taps(p, size, place):
     """Returns the four taps of cubic convolution, the border rule acting on each tap's index."""
     lower = tf.floor(p)
     fraction = tf.where(tf.math.is_finite(p), p, 0) - tf.where(tf.math.is_finite(p), lower, 0)
-    weights = []
+    weights: list[tf.Tensor] = []
     for distance in (1 + fraction, fraction, 1 - fraction, 2 - fraction):
         near = len(weights) in (1, 2)
         weights.append(_cubic_near(distance) if near else _cubic_far(distance))

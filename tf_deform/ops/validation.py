@@ -33,7 +33,7 @@ def choice(name, value, known):
 
 
 def per_axis(name, value, rank, minimum=1):
-    """Returns an int or a sequence of `rank` ints as a tuple of ints that are at least `minimum`."""
+    """Returns an int or `rank` ints as a tuple of `rank` ints, each at least `minimum`."""
     try:
         values = (value,) * rank if isinstance(value, int) else tuple(int(each) for each in value)
     except (TypeError, ValueError):
