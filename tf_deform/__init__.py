@@ -4,7 +4,9 @@ try:
     import keras
     import tensorflow  # noqa: F401
 except ImportError as error:
-    raise ImportError(f"tf_deform needs TensorFlow and Keras 3: {error}") from error
+    raise ImportError(
+        f"tf_deform needs TensorFlow, and Keras 3 on it (KERAS_BACKEND=tensorflow): {error}"
+    ) from error
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(

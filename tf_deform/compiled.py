@@ -87,4 +87,7 @@ def use_implementation(name):
 
 
 _implementation = "auto"
-set_implementation(os.environ.get(_ENVIRONMENT, "auto"))
+try:
+    set_implementation(os.environ.get(_ENVIRONMENT, "auto"))
+except (ValueError, RuntimeError) as error:
+    raise type(error)(f"From the environment variable {_ENVIRONMENT}: {error}") from None

@@ -135,12 +135,15 @@ class DeformableConv(keras.layers.Layer):
                     f"inputs must have channels divisible by {name}={getattr(self, name)}, "
                     f"received {inputs_shape}"
                 )
+        axis = -1 if self.data_format == "channels_last" else 1
+        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2, axes={axis: channels})
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*self.kernel_size, channels // self.groups, self.filters),
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint,
+            autocast=False,  # as for the other weights: the operator works in float32
         )
         self.bias = None
         if self.use_bias:
@@ -150,6 +153,7 @@ class DeformableConv(keras.layers.Layer):
                 initializer=self.bias_initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
+                autocast=False,
             )
         self.offset_kernel = None
         if offset_shape is None:
@@ -158,9 +162,10 @@ class DeformableConv(keras.layers.Layer):
                 name="offset_kernel",
                 shape=(*self.kernel_size, channels, predicted),
                 initializer=self.offset_kernel_initializer,
+                autocast=False,
             )
             self.offset_bias = self.add_weight(
-                name="offset_bias", shape=(predicted,), initializer="zeros"
+                name="offset_bias", shape=(predicted,), initializer="zeros", autocast=False
             )
 
     def predict_offset(self, inputs):
@@ -170,13 +175,15 @@ class DeformableConv(keras.layers.Layer):
         or wider; the modulation is `[batch, *output, deformable_groups * taps]`, None if the layer
         is not modulated. Both follow `data_format`.
         """
-        offset, modulation = self._predict(self._to_channels_last(inputs))
+        if not self.built:
+            raise ValueError(f"Layer {self.name!r} must be built before it can predict offsets")
+        offset, modulation = self._predict(self._inputs(inputs))
         if modulation is not None:
             modulation = self._from_channels_last(modulation)
         return self._from_channels_last(offset), modulation
 
     def call(self, inputs, offset=None, modulation=None):
-        inputs = self._to_channels_last(tf.cast(inputs, self.compute_dtype))
+        inputs = self._inputs(inputs)
         if offset is None:
             if modulation is not None:
                 raise ValueError("modulation must come with an offset, received offset=None")
@@ -184,9 +191,9 @@ class DeformableConv(keras.layers.Layer):
         else:
             if self.modulated and modulation is None:
                 raise ValueError("modulation must be given beside the offset of a modulated layer")
-            offset = self._to_channels_last(offset)
+            offset = self._given("offset", offset, self._offsets)
             if modulation is not None:
-                modulation = self._to_channels_last(modulation)
+                modulation = self._given("modulation", modulation, self._masks)
         outputs = ops.deformable_conv(
             inputs,
             tf.convert_to_tensor(self.kernel),
@@ -260,6 +267,24 @@ class DeformableConv(keras.layers.Layer):
     def _explicit_padding(self, space):
         return explicit_padding(self.padding, space, self._extents, self.strides)
 
+    def _inputs(self, inputs):
+        inputs = validation.floating("inputs", inputs)
+        return self._to_channels_last(tf.cast(inputs, self.compute_dtype))
+
+    def _given(self, name, tensor, channels):
+        """Returns an offset or modulation channels-last; its other sizes are checked later."""
+        tensor = validation.floating(name, tensor)
+        expected = [None] * (self.rank + 2)
+        expected[-1 if self.data_format == "channels_last" else 1] = channels
+        where = (
+            f"*output, {channels}"
+            if self.data_format == "channels_last"
+            else f"{channels}, *output"
+        )
+        return self._to_channels_last(
+            validation.shaped(name, tensor, expected, f"[batch, {where}]")
+        )
+
     def _predict(self, inputs):
         """Returns offset and modulation, or None, for channels-last inputs."""
         if self.offset_kernel is None:
@@ -280,6 +305,14 @@ class DeformableConv(keras.layers.Layer):
         return offset, self.mask_scale * tf.sigmoid(logits) if self.modulated else None
 
     def _convolve(self, inputs, kernel):
+        output = output_sizes(
+            validation.sizes(inputs)[1:-1],
+            self._explicit_padding(validation.sizes(inputs)[1:-1]),
+            self._extents,
+            self.strides,
+        )
+        if 0 in [inputs.shape[0], *output]:  # which TensorFlow's convolutions get wrong
+            return tf.zeros([inputs.shape[0], *output, kernel.shape[-1]], inputs.dtype)
         strides, padding = self.strides, self.padding
         # TensorFlow has no convolution that is both strided and dilated.
         apart = max(self.strides) > 1 and max(self.dilation_rate) > 1
@@ -291,7 +324,12 @@ class DeformableConv(keras.layers.Layer):
         if apart:
             strides = 1
         outputs = tf.nn.convolution(
-            inputs, kernel, strides, padding.upper(), dilations=self.dilation_rate
+            inputs,
+            kernel,
+            strides,
+            padding.upper(),
+            data_format={1: "NWC", 2: "NHWC", 3: "NDHWC"}[self.rank],
+            dilations=self.dilation_rate,
         )
         if apart:
             every = (slice(None), *(slice(None, None, each) for each in self.strides))

@@ -164,6 +164,8 @@ class MultiScaleRoIAlign(RoIPooling):
     ):
         super().__init__(output_size, **kwargs)
         self.scales = tuple(scales)
+        if not self.scales:
+            raise ValueError(f"scales must have one entry a feature map, received {scales!r}")
         (self.sampling_ratio,) = validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
         self.aligned = aligned
         self.canonical_size = canonical_size

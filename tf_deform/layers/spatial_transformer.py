@@ -65,7 +65,7 @@ class GridSample(_Sampler):
 
     def call(self, inputs, grid):
         return ops.grid_sample(
-            tf.cast(inputs, self.compute_dtype),
+            tf.cast(validation.floating("inputs", inputs), self.compute_dtype),
             grid,
             interpolation=self.interpolation,
             padding_mode=self.padding_mode,
@@ -182,7 +182,7 @@ class SpatialTransformer(_Sampler):
         return self.predictor(features)
 
     def call(self, inputs, parameters=None):
-        inputs = validation.floating("inputs", tf.cast(inputs, self.compute_dtype))
+        inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
         if parameters is None:
             parameters = self.predict_parameters(inputs)
         batch, *space, _ = validation.sizes(inputs)

@@ -193,6 +193,9 @@ def _convolve(geometry, groups, inputs, kernel, offset, mask):
 
     The columns, `taps` times the size of the inputs, are not kept for the backward pass.
     """
+    # Chunks add up their gradients, which half precision would round each time.
+    wide = tf.float64 if inputs.dtype == tf.float64 else tf.float32
+    inputs, kernel = tf.cast(inputs, wide), tf.cast(kernel, wide)
     table = Table.of(inputs, groups)
     positions = geometry.tap_positions(
         tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
@@ -235,7 +238,7 @@ def _contract(geometry, columns, kernel):
     count, _, channels = validation.sizes(columns)
     groups = geometry.groups
     inner = geometry.taps * channels // groups
-    kernel = tf.cast(kernel, columns.dtype)
+
     if groups == 1:
         return tf.matmul(tf.reshape(columns, [count, inner]), tf.reshape(kernel, [inner, -1]))
     columns = tf.reshape(columns, [count, geometry.taps, groups, channels // groups])

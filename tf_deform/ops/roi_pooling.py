@@ -30,8 +30,8 @@ def roi_align(
         box_indices: `[rois]` integers, the image that each box lies in.
         output_size: int, or (height, width) in bins.
         spatial_scale: features' size over the input image's size.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up
-            and at most the features' size; that cannot be compiled by XLA.
+        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
+            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
         aligned: whether pixel centres are at integers plus a half in the input image, as they are
             in continuous coordinates. False is the older convention, in which boxes are also made
             at least one pixel wide.
@@ -230,7 +230,7 @@ def deformable_roi_pool(
             [rois, *output_size, 2],
             "[rois, *output_size, 2]",
         )
-        shift = gamma * tf.cast(offset, size.dtype) * size[:, None, None]
+        shift = _shift(gamma, offset[:, :, :, None], size)
     pooled = _pool(
         Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio, shift
     )
@@ -324,8 +324,7 @@ def deformable_ps_roi_pool(
         )
         for axis, bins in enumerate(output_size):
             offset = tf.gather(offset, _cells(bins, part_size), axis=axis + 1)
-        offset = tf.reshape(tf.cast(offset, size.dtype), [rois, *output_size, classes, 2])
-        shift = trans_std * offset * size[:, None, None, None]
+        shift = _shift(trans_std, tf.reshape(offset, [rois, *output_size, classes, 2]), size)
     if features.shape[-1] != output_channels * group_size**2:
         raise ValueError(
             "features must have output_channels * group_size**2 = "
@@ -336,8 +335,7 @@ def deformable_ps_roi_pool(
     cell = [row * group_size + column for row in rows for column in columns]
     index = box_indices[:, None] * group_size**2 + tf.constant(cell, box_indices.dtype)
     steps = [step / sample_per_part for step in range(sample_per_part)]
-    places = tf.constant([[(y, x) for y in steps for x in steps]], size.dtype)
-    points = _points(start, size, output_size, shift, places)
+    points = _points(_bins(start, size, output_size, shift), _places(steps, size.dtype))
     pooled = _mean_of_valid(Table.of(maps, classes), points, index)
     return tf.cast(tf.reshape(pooled, [rois, *output_size, output_channels]), features.dtype)
 
@@ -415,86 +413,138 @@ def _cells(bins, cells):
     return [bin_ * cells // bins for bin_ in range(bins)]
 
 
-def _points(start, size, output_size, shift, places):
-    """Returns `[rois, height, width, groups, places, 2]`: points in the bins of each region.
+def _shift(scale, offset, size):
+    """Returns how far bins move along each axis: two of `[rois, height, width, groups, 1]`.
 
-    shift: `[rois, height, width, groups, 2]`, how far the bins are moved, or None.
-    places: `[1 or rois, places, 2]`, in bins from the bin's start.
+    offset: `[rois, height, width, groups, 2]`. A region whose size is no number is nowhere, and
+    must not spoil the gradient of its offset.
     """
-    bins = tf.stack(tf.meshgrid(*map(tf.range, output_size), indexing="ij"), axis=-1)
-    bins = tf.cast(bins, size.dtype)[None, :, :, None, None]  # [1, height, width, 1, 1, 2]
-    bin_size = (size / tf.constant(output_size, size.dtype))[:, None, None, None, None]
-    points = start[:, None, None, None, None] + (bins + places[:, None, None, None]) * bin_size
-    return points if shift is None else points + shift[..., None, :]
+    size = tf.where(tf.math.is_finite(size), size, 0)
+    return [
+        scale * tf.cast(offset[..., axis : axis + 1], size.dtype) * _per_roi(size[:, axis])
+        for axis in range(2)
+    ]
+
+
+def _per_roi(values):
+    """Returns `[rois]` values or a scalar, broadcastable to `[rois, h, w, groups, places]`."""
+    return tf.reshape(values, [-1, 1, 1, 1, 1])
+
+
+def _bins(start, size, output_size, shift=None):
+    """Returns for each axis where the bins begin, and their size.
+
+    Both broadcast to `[rois, height, width, groups, places]`.
+    """
+    bins = []
+    for axis, count in enumerate(output_size):
+        shape = [1, 1, 1, 1, 1]
+        shape[1 + axis] = count
+        step = _per_roi(size[:, axis] / count)
+        origin = _per_roi(start[:, axis])
+        origin += tf.reshape(tf.range(count, dtype=step.dtype), shape) * step
+        bins.append((origin if shift is None else origin + shift[axis], step))
+    return bins
+
+
+def _places(steps, dtype):
+    """Returns for each axis the places of a square of samples, one step apart from the next."""
+    places = [(y, x) for y in steps for x in steps]
+    return [tf.constant([place[axis] for place in places], dtype) for axis in range(2)]
+
+
+def _points(bins, places):
+    """Returns the axes of points in the bins, each `[rois, height, width, groups, places]`.
+
+    places: for each axis how far they are from the bin's start, in bins.
+    """
+    axes = [origin + place * step for (origin, step), place in zip(bins, places, strict=True)]
+    shape = tf.broadcast_dynamic_shape(*map(tf.shape, axes))
+    if all(axis.shape.is_fully_defined() for axis in axes):
+        shape = tf.broadcast_static_shape(*(axis.shape for axis in axes))
+    return [tf.broadcast_to(axis, shape) for axis in axes]
 
 
 def _pool(table, index, start, size, output_size, sampling_ratio, shift=None):
     """Returns `[rois, *output_size, channels]`: the mean of samples in each bin.
 
     index: `[rois]`, the image that each region reads, or `[rois, bins]`, that each bin reads.
-    shift: `[rois, *output_size, 2]`, how far the bins are moved, or None.
+    shift: for each axis how far the bins are moved; see `_shift`.
     """
     validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
-    shift = None if shift is None else shift[..., None, :]
-
-    def total(places):
-        points = _points(start, size, output_size, shift, places)
-        return _sum_in_bins(table, points, index, rule="roi")
-
+    bins = _bins(start, size, output_size, shift)
     if sampling_ratio:
         steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
-        places = [(y, x) for y in steps for x in steps]
-        pooled = total(tf.constant([places], size.dtype)) / len(places)
+        points = _points(bins, _places(steps, size.dtype))
+        pooled = _sum_in_bins(table, points, index, rule="roi")
+        pooled /= sampling_ratio**2
     else:
-        pooled = _adaptive_mean(total, size, output_size, table)
+        pooled = _adaptive_mean(table, bins, index)
     return tf.reshape(pooled, [validation.sizes(start)[0], *output_size, table.channels])
 
 
-def _adaptive_mean(total, size, output_size, table):
-    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time."""
-    pixels = tf.math.ceil(size / tf.constant(output_size, size.dtype))
-    limits = [tf.reshape(tf.cast(limit, size.dtype), [-1]) for limit in table.space]
-    pixels = tf.minimum(tf.maximum(pixels, 0), tf.stack(limits, axis=-1))
-    pixels = tf.where(tf.math.is_finite(size), pixels, 0)  # [rois, 2]
-    most = tf.cast(tf.reduce_max(tf.concat([pixels, [[0, 0]]], axis=0), axis=0), tf.int32)
+def _adaptive_mean(table, bins, index):
+    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time.
 
-    def add_sample(step, sums):
-        step_yx = tf.cast(tf.stack([step // most[1], step % most[1]]), size.dtype)
-        places = tf.where(step_yx < pixels, (step_yx + 0.5) / pixels, math.nan)
-        return step + 1, sums + total(places[:, None])
+    Only the samples that can lie in the features are visited, however large a box is.
+    """
+    visits = []
+    for (origin, step), limit in zip(bins, table.space, strict=True):
+        origin = tf.stop_gradient(origin)
+        count = tf.where(tf.math.is_finite(step), tf.maximum(tf.math.ceil(step), 0), 0)
+        spacing = step / tf.maximum(count, 1)
+        limit = _per_roi(tf.cast(limit, step.dtype))
+        first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
+        last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
+        length = tf.reshape(last - first + 1, [-1])
+        length = tf.where(tf.math.is_finite(length), length, 0)
+        longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
+        visits.append((first, last, count, tf.cast(longest, tf.int32)))
+    columns = visits[1][3]
 
-    nowhere = tf.constant([[[math.nan, math.nan]]], size.dtype)
+    def add_sample(visit, sums):
+        places = []
+        turns = (visit // columns, visit % columns)
+        for (first, last, count, _), turn in zip(visits, turns, strict=True):
+            number = first + tf.cast(turn, first.dtype)
+            places.append(tf.where(number <= last, (number + 0.5) / count, math.nan))
+        return visit + 1, sums + _sum_in_bins(table, _points(bins, places), index, rule="roi")
+
+    nowhere = [tf.constant([math.nan], origin.dtype) for origin, _ in bins]
     _, sums = tf.while_loop(
-        lambda step, _: step < most[0] * most[1],
+        lambda visit, _: visit < visits[0][3] * columns,
         add_sample,
-        (0, tf.zeros_like(total(nowhere))),
+        (0, tf.zeros_like(_sum_in_bins(table, _points(bins, nowhere), index, rule="roi"))),
         parallel_iterations=1,
     )
-    samples = tf.cast(tf.reduce_prod(pixels, axis=1), sums.dtype)  # [rois]
-    return sums / tf.maximum(samples, 1)[:, None, None]
+    samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]
+    return sums / tf.cast(tf.maximum(samples, 1), sums.dtype)
 
 
 def _mean_of_valid(table, points, index):
     """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
     y, x = (
-        tf.math.is_finite(place(points[..., axis], size, "psroi"))
-        for axis, size in enumerate(table.space)
+        tf.math.is_finite(place(axis, size, "psroi"))
+        for axis, size in zip(points, table.space, strict=True)
     )
-    valid = tf.cast(y & x, points.dtype)  # [rois, height, width, groups, places]
+    valid = tf.cast(y & x, points[0].dtype)  # [rois, height, width, groups, places]
     weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
     return _sum_in_bins(table, points, index, weights, rule="psroi")
 
 
 def _sum_in_bins(table, points, index, weights=None, *, rule):
-    """Returns `[rois, bins, channels]`: the (weighted) sums of the samples of each bin."""
-    rois, height, width, groups, places, _ = validation.sizes(points)
+    """Returns `[rois, bins, channels]`: the (weighted) sums of the samples of each bin.
+
+    points: the axes of the points, each `[rois, height, width, groups, places]`; weights alike.
+    """
+    rois, height, width, groups, places = validation.sizes(points[0])
     bins = height * width
     if index.shape.rank == 1:  # one image a region, whose bins are queries
         shape = [rois, bins, groups, places]
     else:  # one image a bin
         shape = [rois * bins, 1, groups, places]
         index = tf.reshape(index, [rois * bins])
-    points = tf.reshape(points, [*shape, 2])
+    points = tf.stack([tf.reshape(axis, shape) for axis in points], axis=-1)
     weights = None if weights is None else tf.reshape(weights, shape)
     sums = sample_table(table, points, weights, index, rule)
     return tf.reshape(sums, [rois, bins, table.channels])
