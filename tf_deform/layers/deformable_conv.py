@@ -305,19 +305,16 @@ class DeformableConv(keras.layers.Layer):
         return offset, self.mask_scale * tf.sigmoid(logits) if self.modulated else None
 
     def _convolve(self, inputs, kernel):
-        output = output_sizes(
-            validation.sizes(inputs)[1:-1],
-            self._explicit_padding(validation.sizes(inputs)[1:-1]),
-            self._extents,
-            self.strides,
-        )
-        if 0 in [inputs.shape[0], *output]:  # which TensorFlow's convolutions get wrong
-            return tf.zeros([inputs.shape[0], *output, kernel.shape[-1]], inputs.dtype)
+        batch, *space, _ = validation.sizes(inputs)
+        pads = self._explicit_padding(space)
+        output = [batch, *output_sizes(space, pads, self._extents, self.strides)]
+        if any(validation.is_static(size) and size == 0 for size in output):
+            # TensorFlow's convolutions get that wrong.
+            return tf.zeros([*output, kernel.shape[-1]], inputs.dtype)
         strides, padding = self.strides, self.padding
         # TensorFlow has no convolution that is both strided and dilated.
         apart = max(self.strides) > 1 and max(self.dilation_rate) > 1
         if apart or padding not in ("valid", "same"):
-            pads = self._explicit_padding(validation.sizes(inputs)[1:-1])
             inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
             inputs = tf.ensure_shape(inputs, [*[None] * (self.rank + 1), kernel.shape[-2]])
             padding = "valid"

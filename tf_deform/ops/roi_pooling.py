@@ -459,10 +459,11 @@ def _points(bins, places):
     places: for each axis how far they are from the bin's start, in bins.
     """
     axes = [origin + place * step for (origin, step), place in zip(bins, places, strict=True)]
+    static = tf.broadcast_static_shape(*(axis.shape for axis in axes))
     shape = tf.broadcast_dynamic_shape(*map(tf.shape, axes))
-    if all(axis.shape.is_fully_defined() for axis in axes):
-        shape = tf.broadcast_static_shape(*(axis.shape for axis in axes))
-    return [tf.broadcast_to(axis, shape) for axis in axes]
+    if static.is_fully_defined():
+        shape = static
+    return [tf.ensure_shape(tf.broadcast_to(axis, shape), static) for axis in axes]
 
 
 def _pool(table, index, start, size, output_size, sampling_ratio, shift=None):
@@ -510,11 +511,12 @@ def _adaptive_mean(table, bins, index):
             places.append(tf.where(number <= last, (number + 0.5) / count, math.nan))
         return visit + 1, sums + _sum_in_bins(table, _points(bins, places), index, rule="roi")
 
+    # Zeros that depend on all inputs, whose gradients exist even if no sample is visited.
     nowhere = [tf.constant([math.nan], origin.dtype) for origin, _ in bins]
     _, sums = tf.while_loop(
         lambda visit, _: visit < visits[0][3] * columns,
         add_sample,
-        (0, tf.zeros_like(_sum_in_bins(table, _points(bins, nowhere), index, rule="roi"))),
+        (0, _sum_in_bins(table, _points(bins, nowhere), index, rule="roi")),
         parallel_iterations=1,
     )
     samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]

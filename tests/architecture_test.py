@@ -1,0 +1,293 @@
+"""The shape of the code: what imports what, how the API looks, what is documented."""
+
+import ast
+import doctest
+import fnmatch
+import inspect
+import pathlib
+import re
+import sys
+
+import keras
+import pytest
+import tensorflow as tf
+
+import tf_deform as tfd
+
+PACKAGE = pathlib.Path(tfd.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+OPS = {name: getattr(tfd.ops, name) for name in tfd.ops.__all__}
+LAYERS = {name: getattr(tfd.layers, name) for name in tfd.layers.__all__}
+SWITCH = {
+    name: getattr(tfd, name)
+    for name in ("compiled_status", "set_implementation", "use_implementation")
+}
+PUBLIC = {**OPS, **LAYERS, **SWITCH}
+
+# Imports go down only: a module may import those of lower levels.
+LEVELS = {
+    "tf_deform.compiled": 0,
+    "tf_deform.ops.validation": 1,
+    "tf_deform.ops.gathering": 2,
+    "tf_deform.ops.recomputation": 2,
+    "tf_deform.ops.sampling": 3,
+    "tf_deform.ops.*": 4,
+    "tf_deform.ops": 5,
+    "tf_deform.layers.*": 6,
+    "tf_deform.layers": 7,
+    "tf_deform": 8,
+}
+
+# What stands at the top of the repository; the user fixed most of these names.
+TOP_LEVEL = {
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "BUILD"),
+    *("pyproject.toml", "constraints.txt", "constraints-lowest.txt"),
+    *("tf_deform", "custom_ops", "examples", "tests", "benchmarks", "docs"),
+}
+
+LONGEST_FILE = 500
+LONGEST_FUNCTION = 50  # without its docstring
+
+
+def tree_of(module):
+    return ast.parse(MODULES[module].read_text())
+
+
+def imports_of(module):
+    """Returns the modules that a module imports."""
+    imported = []
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                imported.append(inner if inner in MODULES else node.module)
+    return imported
+
+
+def level_of(module):
+    return next(level for name, level in LEVELS.items() if fnmatch.fnmatchcase(module, name))
+
+
+# Imports
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module):
+    for imported in imports_of(module):
+        if imported.split(".")[0] == "tf_deform":
+            assert level_of(imported) < level_of(module), f"{module} imports {imported}"
+
+
+def test_compiled_imports_nothing_of_ours():
+    assert not [each for each in imports_of("tf_deform.compiled") if each.startswith("tf_deform")]
+
+
+def test_only_tensorflow_keras_and_numpy_are_needed():
+    ours = {name.split(".")[0] for module in MODULES for name in imports_of(module)}
+    assert ours - set(sys.stdlib_module_names) == {"keras", "numpy", "tensorflow", "tf_deform"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_names_stay_in_their_module(module):
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.ImportFrom):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            private = node.attr.startswith("_") and node.attr not in ("_replace", "__name__")
+            assert not (private and node.value.id not in ("self", "cls")), node.attr
+
+
+# The API: names, order, defaults and what is keyword-only, as ../shared/api.md promises them. The
+# convolution layers follow Keras's, see deformable_conv_layer_test.
+
+SIGNATURES = """
+sample(values, points, *, interpolation="bilinear", padding_mode="zeros")
+weighted_sample(values, points, weights=None, image_index=None)
+deformable_conv(inputs, kernel, offset, mask=None, *, strides=1, padding="valid", dilation_rate=1)
+roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2,
+    aligned=True)
+multi_scale_roi_align(features, boxes, box_indices, output_size, *, scales, sampling_ratio=2,
+    aligned=True, canonical_size=224, canonical_level=4)
+ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2)
+deformable_roi_pool(features, boxes, box_indices, offset, output_size, *, mask=None,
+    spatial_scale=1.0, sampling_ratio=2, gamma=0.1)
+deformable_ps_roi_pool(features, boxes, box_indices, offset, output_size, *, output_channels,
+    group_size, part_size, sample_per_part=4, trans_std=0.1, spatial_scale=1.0)
+affine_grid(theta, output_size, *, align_corners=False)
+projective_grid(theta, output_size, *, align_corners=False)
+thin_plate_spline_grid(displacements, output_size, *, control_points=(4, 4), align_corners=False)
+grid_sample(inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False)
+
+RoIAlign(output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True,
+    bounding_box_format="xyxy")
+MultiScaleRoIAlign(output_size, *, scales, sampling_ratio=2, aligned=True, canonical_size=224,
+    canonical_level=4, bounding_box_format="xyxy")
+PSRoIAlign(output_size, output_channels, *, spatial_scale=1.0, sampling_ratio=2,
+    bounding_box_format="xyxy")
+DeformableRoIPooling(output_size, *, spatial_scale=1.0, sampling_ratio=2, gamma=0.1,
+    modulated=False, offset_units=(1024,), bounding_box_format="xyxy")
+DeformablePSRoIPooling(output_size, output_channels, *, group_size, part_size, sample_per_part=4,
+    trans_std=0.1, spatial_scale=1.0, bounding_box_format="xyxy")
+SpatialTransformer(localization, transformation="affine", output_size=None, *,
+    interpolation="bilinear", padding_mode="zeros", align_corners=False, control_points=(4, 4))
+GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=False)
+"""
+DOCUMENTED: dict = {}
+exec(
+    re.sub(r"\)$", "): ...", re.sub(r"^(?=\w)", "def ", SIGNATURES, flags=re.M), flags=re.M),
+    DOCUMENTED,
+)
+del DOCUMENTED["__builtins__"]
+
+# The call of each layer.
+CALLS = {
+    **dict.fromkeys(
+        ("DeformableConv1D", "DeformableConv2D", "DeformableConv3D"),
+        "(self, inputs, offset=None, modulation=None)",
+    ),
+    "RoIAlign": "(self, features, boxes)",
+    "MultiScaleRoIAlign": "(self, features, boxes)",
+    "PSRoIAlign": "(self, features, boxes)",
+    "DeformableRoIPooling": "(self, features, boxes, offset=None)",
+    "DeformablePSRoIPooling": "(self, features, boxes, offset=None)",
+    "SpatialTransformer": "(self, inputs, parameters=None)",
+    "GridSample": "(self, inputs, grid)",
+}
+
+
+def ours(layer):
+    """Returns the layer's classes that are of this package, itself first."""
+    return [each for each in layer.__mro__ if each.__module__.startswith("tf_deform.")]
+
+
+def arguments_of(callables):
+    """Returns the positional arguments of the first callable, and the keyword-only ones of all."""
+    positional, options = [], {}
+    for index, each in enumerate(callables):
+        for name, parameter in inspect.signature(each).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                options[name] = parameter.default
+            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD and index == 0:
+                positional.append((name, parameter.default))
+    return positional, options
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_operators_have_the_documented_signature(name):
+    assert inspect.signature(OPS[name]) == inspect.signature(DOCUMENTED[name])
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "Conv" not in name])
+def test_layers_have_the_documented_arguments(name):
+    expected = arguments_of([DOCUMENTED[name]])
+    assert arguments_of(ours(LAYERS[name])) == expected
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_called_as_documented(name):
+    assert str(inspect.signature(LAYERS[name].call)) == CALLS[name]
+
+
+def test_the_public_names_are_those_documented():
+    expected = {*DOCUMENTED, *CALLS}
+    assert {*OPS, *LAYERS} == expected
+    assert set(tfd.__all__) == {"layers", "ops", *SWITCH}
+
+
+# Documentation
+
+
+def documentation_of(name):
+    """Returns the docstring, those of a layer's base classes added: subclasses do not repeat."""
+    each = PUBLIC[name]
+    classes = ours(each) if inspect.isclass(each) else [each]
+    return "\n".join(inspect.getdoc(each) for each in classes if each.__doc__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_first_sentence_says_what_it_is(name):
+    first = inspect.getdoc(PUBLIC[name]).splitlines()[0]
+    if name in OPS:
+        assert first.startswith("Returns ")
+    assert first[0].isupper()
+    assert len(first) > 20
+
+
+@pytest.mark.parametrize("name", [*OPS, *LAYERS])
+def test_every_operator_and_layer_states_arguments_results_errors_source_and_example(name):
+    text = documentation_of(name)
+    assert "Returns" in text
+    for section in ("Args:", "Raises:", "Source:", "Example:", "arXiv:"):
+        assert section in text or (section == "arXiv:" and "Bookstein" in text), section
+    if name in LAYERS:
+        assert "Call arguments:" in text
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_argument_is_documented(name):
+    text = documentation_of(name)
+    functions = [PUBLIC[name]]
+    if name in LAYERS:
+        functions = [*ours(LAYERS[name]), LAYERS[name].call]
+    for function in functions:
+        for argument, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is not parameter.VAR_KEYWORD and argument != "self":
+                assert f"{argument}:" in text or f"{argument}," in text, argument
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring_examples_run_and_print_what_they_say(name):
+    names = {"keras": keras, "tf": tf, **PUBLIC}
+    tests = doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name, globs=names)
+    examples = [example for test in tests for example in test.examples]
+    assert examples, "no example"
+    runner = doctest.DocTestRunner(verbose=False)
+    report = []
+    for test in tests:
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_class_and_public_function_has_a_docstring(module):
+    tree = tree_of(module)
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+
+
+# Size
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_functions_stay_short(module):
+    lines = len(MODULES[module].read_text().splitlines())
+    assert lines <= LONGEST_FILE
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert node.end_lineno - first.lineno < LONGEST_FUNCTION, node.name
+
+
+def test_the_top_level_holds_what_was_agreed():
+    ignored = [
+        line.rstrip("/")
+        for line in (ROOT / ".gitignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    names = {
+        path.name
+        for path in ROOT.iterdir()
+        if not path.name.startswith(".")
+        and not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored)
+    }
+    assert names <= TOP_LEVEL
+    assert {"README.md", "LICENSE", "Makefile", "BUILD", "pyproject.toml"} <= names

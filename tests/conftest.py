@@ -1,0 +1,150 @@
+"""What the tests share: seeds, implementations, tolerances, derivatives, ways to run."""
+
+import functools
+import warnings
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import oracles
+import tf_deform as tfd
+
+IMPLEMENTATIONS = ["portable"]
+
+# Largest error relative to the array's largest magnitude. Half precision is rounded once, from
+# float32; "numeric" is what central differences in float64 leave.
+TOLERANCE = {
+    "float64": 1e-12,
+    "float32": 1e-5,
+    "float16": 2**-11 + 1e-5,
+    "bfloat16": 2**-8 + 1e-5,
+    "numeric": 1e-7,
+}
+
+MODES = {
+    "eager": lambda function: function,
+    "graph": tf.function,
+    "jit": functools.partial(tf.function, jit_compile=True),
+}
+
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=20,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def implementation(request):
+    """Runs a module's tests with each implementation."""
+    with tfd.use_implementation(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    """A decorator that makes a function of tensors run eagerly, in a graph, or compiled by XLA."""
+    return MODES[request.param]
+
+
+def relative_error(actual, expected):
+    """Returns the largest error relative to the largest magnitude expected, NaN if any is NaN."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    if not expected.size:
+        return 0.0
+    return np.max(np.abs(actual - expected)) / (np.max(np.abs(expected)) or 1.0)
+
+
+def fractional(rng, shape, low, high):
+    """Returns coordinates in (low, high), integers, that are no nearer than 0.1 to an integer."""
+    return rng.integers(low, high, shape) + rng.uniform(0.1, 0.9, shape)
+
+
+def gradients(function, *arguments):
+    """Returns the gradients of the sum of the function's result, None where there is none."""
+    arguments = [tf.convert_to_tensor(each) for each in arguments]
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        out = function(*arguments)
+    return tape.gradient(out, arguments)
+
+
+def check_derivatives(function, *arguments, orders=2):
+    """Asserts that the first and second derivatives equal central differences in float64.
+
+    They are checked to every argument, along a random direction; the second derivatives, mixed ones
+    among them, are those of the first ones along another.
+    """
+    rng = np.random.default_rng(1)
+    arguments = [np.asarray(each, np.float64) for each in arguments]
+    upstream = rng.normal(size=function(*map(tf.constant, arguments)).shape)
+    seeds, directions = ([rng.normal(size=each.shape) for each in arguments] for _ in range(2))
+
+    def value(*tensors):
+        return tf.reduce_sum(function(*tensors) * upstream)
+
+    def slope(*tensors):
+        products = zip(derivatives(value, tensors)[1], seeds, strict=True)
+        return tf.add_n([tf.reduce_sum(gradient * seed) for gradient, seed in products])
+
+    def derivatives(scalar, tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            out = scalar(*tensors)
+        return out, tape.gradient(out, tensors, unconnected_gradients="zero")
+
+    for scalar in (value, slope)[:orders]:
+        derive = tf.function(lambda *tensors, scalar=scalar: derivatives(scalar, tensors))
+        _, actual = derive(*arguments)
+        for position, gradient in enumerate(actual):
+
+            def along(step, position=position, derive=derive):
+                moved = list(arguments)
+                moved[position] = arguments[position] + step * directions[position]
+                return derive(*moved)[0].numpy()
+
+            terms = gradient * directions[position]
+            error = np.abs(np.sum(terms) - oracles.numeric_gradient(along, 0.0))
+            assert error <= TOLERANCE["numeric"] * (np.sum(np.abs(terms)) or 1.0), position
+
+
+def run_litert(function, *arrays, free_sizes=False):
+    """Returns the result of the function converted to LiteRT with built-in operators alone.
+
+    With `free_sizes` the converted function takes any sizes but the last.
+    """
+    signature = [
+        tf.TensorSpec([*[None] * (each.ndim - 1), each.shape[-1]] if free_sizes else each.shape)
+        for each in arrays
+    ]
+    concrete = tf.function(function).get_concrete_function(*signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    with warnings.catch_warnings():  # TensorFlow's own interpreter is going to move
+        warnings.simplefilter("ignore", UserWarning)
+        interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    details = interpreter.get_input_details()
+    for detail, array in zip(details, arrays, strict=True):
+        interpreter.resize_tensor_input(detail["index"], array.shape)
+    interpreter.allocate_tensors()
+    for detail, array in zip(details, arrays, strict=True):
+        interpreter.set_tensor(detail["index"], array)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])

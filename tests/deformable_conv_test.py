@@ -1,0 +1,325 @@
+import importlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+import oracles
+from conftest import (
+    MODES,
+    TOLERANCE,
+    check_derivatives,
+    fractional,
+    gradients,
+    relative_error,
+    run_litert,
+)
+from tf_deform import ops
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+# batch, space, channels, kernel size, filters, groups, deformable groups, masked, options
+CASES = [
+    (2, (7,), 3, (3,), 4, 1, 1, False, {"padding": "same"}),
+    (3, (6,), 4, (2,), 6, 2, 4, True, {"padding": "causal", "dilation_rate": 2}),
+    (1, (9,), 6, (4,), 2, 1, 3, True, {"strides": 3, "padding": [(2, 1)]}),
+    (2, (5, 7), 3, (3, 3), 4, 1, 1, True, {"padding": "same"}),
+    (2, (6, 5), 4, (3, 2), 6, 2, 2, True, {"strides": (2, 1), "padding": "same"}),
+    (1, (7, 4), 6, (1, 3), 3, 3, 2, False, {"strides": 2, "dilation_rate": (1, 2), "padding": 2}),
+    (3, (4, 6), 2, (2, 3), 5, 1, 2, True, {"padding": [(0, 2), (1, 0)]}),
+    (2, (5, 6), 4, (3, 3), 2, 1, 1, False, {"dilation_rate": 2, "padding": 1}),
+    (1, (1, 8), 3, (1, 1), 2, 1, 3, True, {"strides": (1, 3)}),
+    (2, (3, 4, 2), 2, (2, 2, 2), 3, 1, 1, True, {"padding": "same"}),
+    (1, (4, 3, 5), 4, (2, 1, 3), 6, 2, 2, False, {"strides": (2, 1, 2), "padding": "same"}),
+    (2, (2, 3, 4), 6, (1, 3, 2), 4, 2, 3, True, {"dilation_rate": (1, 1, 2), "padding": 1}),
+]
+CHUNKED = (3, (5, 7), 4, (3, 2), 6, 2, 2, True, {"padding": "same"})  # 105 output pixels
+SMALL = (2, (3, 4), 2, (2, 2), 4, 2, 2, True, {"padding": "same"})
+
+
+def output_size(space, kernel_size, *, strides=1, padding="valid", dilation_rate=1):
+    rank = len(space)
+    extent = (np.array(kernel_size) - 1) * dilation_rate + 1
+    if padding == "same":
+        return -(-np.array(space) // strides)
+    padded = {"valid": 0, "causal": extent - 1}.get(padding) if isinstance(padding, str) else None
+    if padded is None:
+        padded = np.broadcast_to(padding, [rank, 2]).sum(axis=1)
+    return np.maximum((np.array(space) + padded - extent) // strides + 1, 0)
+
+
+def build(rng, case, dtype=np.float64):
+    """Returns the tensors (inputs, kernel, offset[, mask]) of a case, and its options."""
+    batch, space, channels, kernel_size, filters, groups, deformable_groups, masked, options = case
+    moved = [batch, *output_size(space, kernel_size, **options)]
+    taps = deformable_groups * int(np.prod(kernel_size))
+    arrays = [
+        rng.normal(size=[batch, *space, channels]),
+        rng.normal(size=[*kernel_size, channels // groups, filters]),
+        fractional(rng, [*moved, taps * len(space)], -2, 2),
+        rng.uniform(0.2, 1.8, [*moved, taps]),
+    ]
+    return [each.astype(dtype) for each in arrays[: 4 if masked else 3]], options
+
+
+@st.composite
+def convolutions(draw):
+    """Draws the arguments of deformable_conv; the output may have no pixels."""
+    rank = draw(st.integers(1, 3))
+
+    def per_axis(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(rank))
+
+    groups, deformable_groups = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    options = {
+        "strides": per_axis(1, 3),
+        "dilation_rate": per_axis(1, 2),
+        "padding": draw(
+            st.sampled_from(["valid", "same", *(["causal"] if rank == 1 else [])])
+            | st.integers(0, 2)
+            | st.just([(draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(rank)])
+        ),
+    }
+    case = (
+        draw(st.integers(1, 2)),
+        per_axis(1, [8, 5, 3][rank - 1]),
+        groups * deformable_groups * draw(st.integers(1, 2)),
+        per_axis(1, [4, 3, 2][rank - 1]),
+        groups * draw(st.integers(1, 3)),
+        groups,
+        deformable_groups,
+        draw(st.booleans()),
+        options,
+    )
+    return build(np.random.default_rng(draw(st.integers(0, 2**32))), case)
+
+
+@given(convolutions())
+def test_deformable_conv_equals_the_oracle(convolution):
+    arguments, options = convolution
+    actual = ops.deformable_conv(*arguments, **options)
+    assert relative_error(actual, oracles.deformable_conv(*arguments, **options)) < 1e-12
+
+
+@pytest.mark.parametrize("traced", ["graph", "jit"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_deformable_conv_in_a_graph_equals_the_oracle(rng, case, traced):
+    arguments, options = build(rng, case, np.float32)
+    actual = MODES[traced](lambda *each: ops.deformable_conv(*each, **options))(*arguments)
+    expected = oracles.deformable_conv(*arguments, **options)
+    assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", CASES[3:7], ids=str)
+def test_half_precision_is_accumulated_in_float32_at_float32_positions(rng, case, dtype):
+    (inputs, kernel, offset, *mask), options = build(rng, case, np.float32)
+    inputs, kernel, *mask = (tf.cast(each, dtype) for each in (inputs, kernel, *mask))
+    actual = ops.deformable_conv(inputs, kernel, offset, *mask, **options)
+    assert actual.dtype == dtype
+    wide = [tf.cast(each, tf.float64) for each in (inputs, kernel, offset, *mask)]
+    expected = oracles.deformable_conv(*wide, **options)
+    assert relative_error(tf.cast(actual, tf.float64), expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("padding", ["valid", "same", "causal"])
+@pytest.mark.parametrize(("strides", "dilation_rate"), [(1, 1), (2, 1), (3, 1), (1, 2), (1, 3)])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_zero_offsets_equal_the_plain_convolution(
+    rng, rank, strides, dilation_rate, padding, groups
+):
+    if padding == "causal" and rank > 1:
+        padding = "same"  # at even sizes
+    space = {"same": (8, 6, 4), "causal": (9, 5, 7), "valid": (9, 7, 8)}[padding][:rank]
+    inputs = rng.normal(size=[2, *space, 4])
+    plain = getattr(keras.layers, f"Conv{rank}D")(
+        6,
+        (3, 2, 3)[:rank],
+        strides=strides,
+        padding=padding,
+        dilation_rate=dilation_rate,
+        groups=groups,
+        use_bias=False,
+        dtype="float64",
+    )
+    expected = plain(inputs)
+    offset = np.zeros([*expected.shape[:-1], 2 * int(np.prod(plain.kernel_size)) * rank])
+    actual = ops.deformable_conv(
+        inputs, plain.kernel, offset, strides=strides, padding=padding, dilation_rate=dilation_rate
+    )
+    assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("padding", [1, [(2, 0), (0, 1)]], ids=str)
+def test_explicit_padding_equals_padding_with_zeros(rng, padding):
+    (inputs, kernel, *moved), _ = build(rng, (*CASES[3][:-1], {"padding": padding}))
+    pairs = np.broadcast_to(padding, [2, 2])
+    padded = np.pad(inputs, [(0, 0), *pairs, (0, 0)])
+    actual = ops.deformable_conv(inputs, kernel, *moved, padding=padding)
+    expected = ops.deformable_conv(padded, kernel, *moved, padding="valid")
+    inside = ops.deformable_conv(tf.ones_like(inputs), kernel, *moved, padding=padding)
+    assert np.any(inside)
+    assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("traced", ["graph", "jit"])
+@pytest.mark.parametrize("padding", ["valid", "same", 1])
+def test_sizes_unknown_while_tracing_give_the_same_results_and_gradients(rng, padding, traced):
+    """Indices are 64-bit then, and 32-bit where the sizes are known."""
+    options = {"padding": padding, "strides": (2, 1)}
+
+    def derived(*arguments):
+        def convolved(*each):
+            return ops.deformable_conv(*each, **options)
+
+        return convolved(*arguments), *gradients(lambda *each: convolved(*each) ** 2, *arguments)
+
+    unknown = [None, None, None]
+    shapes = [[*unknown, 4], [3, 2, 2, 6], [*unknown, 24], [*unknown, 12]]
+    signature = [tf.TensorSpec(shape, tf.float64) for shape in shapes]
+    dynamic = MODES[traced](derived, input_signature=signature)
+    for batch, space in ((2, (6, 5)), (3, (4, 7))):
+        arguments, _ = build(rng, (batch, space, 4, (3, 2), 6, 2, 2, True, options))
+        for actual, expected in zip(dynamic(*arguments), derived(*arguments), strict=True):
+            assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("case", [CASES[1], SMALL, CASES[5], CASES[9]], ids=str)
+def test_derivatives_of_deformable_conv(rng, case):
+    arguments, options = build(rng, case)
+    check_derivatives(lambda *each: ops.deformable_conv(*each, **options), *arguments)
+
+
+def test_zero_offsets_have_gradients_at_every_pixel_and_at_the_padding_too():
+    """Taps lie at pixels -1 to 3 of three; -1 sees pixel 0, and 3 none."""
+    inputs = np.array([1.0, 2.0, 4.0]).reshape(1, 3, 1)
+    kernel = np.array([1.0, 10.0, 100.0]).reshape(3, 1, 1)
+    _, _, slopes = gradients(
+        lambda *each: ops.deformable_conv(*each, padding=1), inputs, kernel, np.zeros([1, 3, 3])
+    )
+    assert slopes.numpy()[0].tolist() == [[1, 10, 200], [1, 20, -400], [2, -40, 0]]
+
+
+def test_a_tap_at_minus_one_reads_nothing():
+    inputs = np.array([np.nan, 2.0, 4.0]).reshape(1, 3, 1)
+    out = ops.deformable_conv(inputs, np.ones([1, 1, 1]), np.zeros([1, 5, 1]), padding=1)
+    assert out.numpy().ravel()[[0, 2, 3, 4]].tolist() == [0, 2, 4, 0]
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 1e30, -1e30])
+def test_a_tap_that_is_nowhere_counts_zero_and_has_no_gradients(rng, special):
+    """That is what a mask of 0 does, to all but the mask."""
+    arguments, options = build(rng, SMALL)
+    nowhere = rng.random(arguments[3].shape) < 0.5
+    masked = [*arguments[:3], np.where(nowhere, 0, arguments[3])]
+    moved = [*arguments[:2], np.where(np.repeat(nowhere, 2, -1), special, arguments[2]), masked[3]]
+
+    def convolved(*each):
+        return ops.deformable_conv(*each, **options)
+
+    assert relative_error(convolved(*moved), convolved(*masked)) < TOLERANCE["float64"]
+    found = gradients(convolved, *moved)
+    for actual, expected in zip(found[:3], gradients(convolved, *masked), strict=False):
+        assert relative_error(actual, expected) < TOLERANCE["float64"]
+    assert not np.any(found[3].numpy()[nowhere])
+
+
+@pytest.fixture
+def set_chunks(monkeypatch):
+    """Sets into how many chunks a backward pass is cut."""
+    module = importlib.import_module("tf_deform.ops.deformable_conv")
+
+    def set_chunks(chunks, arguments):
+        inputs, kernel, offset = arguments[:3]
+        pixels, taps = np.prod(offset.shape[:-1]), np.prod(kernel.shape[:-2])
+        columns = int(pixels * taps * inputs.shape[-1])
+        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", -(-columns // chunks))
+
+    return set_chunks
+
+
+@pytest.mark.parametrize("chunks", [2, 4, 16])
+def test_gradients_recomputed_in_chunks_equal_those_of_the_whole(rng, set_chunks, mode, chunks):
+    arguments, options = build(rng, CHUNKED)
+
+    def derived(*each):
+        return gradients(lambda *each: ops.deformable_conv(*each, **options) ** 2, *each)
+
+    set_chunks(1, arguments)
+    whole = derived(*arguments)
+    set_chunks(chunks, arguments)
+    for actual, expected in zip(mode(derived)(*arguments), whole, strict=True):
+        assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+def test_second_derivatives_agree_with_gradients_recomputed_in_chunks(rng, set_chunks):
+    arguments, options = build(rng, SMALL)
+    set_chunks(5, arguments)
+    check_derivatives(lambda *each: ops.deformable_conv(*each, **options), *arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_in_half_precision_are_accumulated_in_float32(rng, set_chunks, dtype):
+    arguments, options = build(rng, CASES[7])
+    inputs, kernel = (tf.cast(each, dtype) for each in arguments[:2])
+    offset = tf.cast(arguments[2], tf.float32)
+    set_chunks(16, arguments)
+
+    def derived(*each):
+        return gradients(lambda *each: ops.deformable_conv(*each, **options), *each)
+
+    found = derived(inputs, kernel, offset)
+    assert [each.dtype for each in found] == [dtype, dtype, tf.float32]
+    exact = derived(*(tf.cast(each, tf.float64) for each in (inputs, kernel, offset)))
+    for actual, expected in zip(found, exact, strict=True):
+        error = relative_error(tf.cast(actual, tf.float64), expected)
+        assert error < TOLERANCE[actual.dtype.name]
+
+
+def test_pixels_that_fill_the_last_chunk_read_nothing(set_chunks):
+    """They come after the last output pixel, where an image would begin again: with NaN here."""
+    inputs = np.array([np.nan, np.nan, 2.0, 4.0, 8.0, 16.0, 32.0]).reshape(1, 7, 1)
+    offset = np.array([2.5, 2.5, 0.5, 0.5, 0.5, -0.5, -0.5]).reshape(1, 7, 1)
+    mask = np.arange(1.0, 8).reshape(1, 7, 1)
+    arguments = inputs, np.ones([1, 1, 1]), offset, mask
+    whole = gradients(ops.deformable_conv, *arguments)
+    set_chunks(3, arguments)
+    for actual, expected in zip(gradients(ops.deformable_conv, *arguments), whole, strict=True):
+        assert np.all(np.isfinite(expected))
+        assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+# Sizes of zero, and export
+
+
+@pytest.mark.parametrize(("batch", "space"), [(0, (4, 5)), (2, (1, 5)), (0, (1, 1))])
+def test_no_images_or_output_pixels_give_empty_results_and_zero_gradients(rng, batch, space, mode):
+    arguments, _ = build(rng, (batch, space, 2, (2, 3), 4, 2, 2, True, {}))
+
+    def derived(*each):
+        return ops.deformable_conv(*each), *gradients(ops.deformable_conv, *each)
+
+    found = mode(derived)(*arguments)
+    out = batch, *output_size(space, (2, 3)), 4
+    assert [each.shape for each in found] == [out, *(each.shape for each in arguments)]
+    assert not any(map(np.any, found))
+
+
+@pytest.mark.parametrize("free_sizes", [False, True])
+@pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[4]], ids=str)
+def test_deformable_conv_converts_to_litert_with_builtin_operators(rng, case, free_sizes):
+    (inputs, kernel, *moved), options = build(rng, case, np.float32)
+    actual = run_litert(
+        lambda inputs, *moved: ops.deformable_conv(inputs, kernel, *moved, **options),
+        *(inputs, *moved),
+        free_sizes=free_sizes,
+    )
+    expected = oracles.deformable_conv(inputs, kernel, *moved, **options)
+    assert relative_error(actual, expected) < TOLERANCE["float32"]

@@ -1,0 +1,153 @@
+"""Models of every layer run where tf_deform is not installed: as SavedModel and as LiteRT."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tf_deform as tfd
+from conftest import TOLERANCE, relative_error, run_litert
+
+CHANNELS = 6
+
+# Runs each model on two sizes of inputs and writes what comes out.
+SERVING = """
+import sys
+sys.modules["tf_deform"] = None  # importing it raises ImportError
+import numpy as np
+import tensorflow as tf
+for family in sys.argv[2:]:
+    model = tf.saved_model.load(f"{sys.argv[1]}/{family}")
+    for size in ("small", "large"):
+        inputs = np.load(f"{sys.argv[1]}/{family}_{size}.npz")
+        outputs = model.serve([tf.constant(inputs[name]) for name in inputs.files])
+        np.save(f"{sys.argv[1]}/{family}_{size}_served.npy", outputs)
+try:
+    import tf_deform
+except ImportError:
+    print("served without tf_deform")
+"""
+
+
+def convolutions(size):
+    """Returns a model of all deformable convolutions, on images of a size that may be free."""
+    inputs = keras.Input((*size, CHANNELS))
+    offsets = {"offset_kernel_initializer": keras.initializers.RandomNormal(0, 0.3)}
+    plane = tfd.layers.DeformableConv2D(4, 3, padding="same", modulated=True, **offsets)(inputs)
+    strided = tfd.layers.DeformableConv2D(
+        4, (3, 2), strides=2, dilation_rate=2, padding="same", groups=2, max_offset=2.0, **offsets
+    )(inputs)
+    first = tfd.layers.DeformableConv2D(
+        5, 3, padding="same", data_format="channels_first", deformable_groups=2, **offsets
+    )(keras.layers.Permute((3, 1, 2))(inputs))
+    line = keras.ops.max(inputs, axis=1)
+    line = tfd.layers.DeformableConv1D(4, 3, padding="causal", **offsets)(line)
+    volume = keras.ops.stack([inputs, -inputs, inputs], axis=1)
+    volume = tfd.layers.DeformableConv3D(4, (2, 3, 1), modulated=True, **offsets)(volume)
+    return joined([inputs], [plane, strided, first, line, volume])
+
+
+def roi_pooling(size, sampling_ratio=0):
+    inputs = [keras.Input((*size, CHANNELS)), keras.Input((None if None in size else 3, 4))]
+    features, boxes = inputs
+    adaptive = {"spatial_scale": 0.5, "sampling_ratio": sampling_ratio}
+    pooled = [
+        tfd.layers.RoIAlign((2, 3), **adaptive)(*inputs),
+        tfd.layers.MultiScaleRoIAlign(2, scales=(0.5, 0.25), canonical_size=8, canonical_level=2)(
+            [features, keras.layers.AveragePooling2D(2)(features)], boxes
+        ),
+        tfd.layers.PSRoIAlign((1, 3), 2, spatial_scale=0.5)(*inputs),
+        tfd.layers.DeformableRoIPooling(2, spatial_scale=0.5, modulated=True, offset_units=(5,))(
+            *inputs
+        ),
+        tfd.layers.DeformablePSRoIPooling((3, 2), CHANNELS, group_size=1, part_size=2)(*inputs),
+    ]
+    return joined(inputs, pooled)
+
+
+def spatial_transformers(size):
+    inputs = [keras.Input((*size, CHANNELS)), keras.Input((4, 5, 2))]
+    outputs = [tfd.layers.GridSample(interpolation="bicubic", padding_mode="border")(*inputs)]
+    for index, transformation in enumerate(("affine", "projective", "thin_plate_spline")):
+        layer = tfd.layers.SpatialTransformer(
+            keras.layers.GlobalAveragePooling2D(),
+            transformation,
+            (5, 4) if index else None,
+            padding_mode="reflection",
+        )
+        outputs.append(layer(inputs[0]))
+    return joined(inputs, outputs)
+
+
+def joined(inputs, outputs):
+    """Returns a model with random weights, all outputs in one row."""
+    flat = [keras.layers.Flatten()(each) for each in outputs]
+    model = keras.Model(inputs, keras.layers.Concatenate()(flat))
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        weight.assign(weight + rng.normal(0, 0.1, weight.shape))
+    return model
+
+
+FAMILIES = {
+    "convolutions": convolutions,
+    "roi_pooling": roi_pooling,
+    "spatial_transformers": spatial_transformers,
+}
+SIZES = {"small": (9, 7), "large": (10, 12)}
+
+
+def arguments_of(family, size, batch=2):
+    rng = np.random.default_rng(2)
+    second = {
+        "convolutions": [],
+        "roi_pooling": [rng.uniform([0, 0, 7, 7], [7, 7, 14, 14], (batch, 3, 4))],
+        "spatial_transformers": [rng.uniform(-1.1, 1.1, (batch, 4, 5, 2))],
+    }[family]
+    arguments = [rng.normal(size=(batch, *size, CHANNELS)), *second]
+    return [each.astype("float32") for each in arguments]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Returns for each family and size the models' outputs here and in a process without us."""
+    folder = tmp_path_factory.mktemp("export")
+    expected = {}
+    for family, make in FAMILIES.items():
+        keras.utils.set_random_seed(0)
+        model = make((None, None))
+        model.export(folder / family, verbose=False)
+        for size in SIZES:
+            arguments = arguments_of(family, SIZES[size], batch=len(size) - 3)
+            np.savez(folder / f"{family}_{size}.npz", *arguments)
+            expected[family, size] = np.array(model(arguments))
+    result = subprocess.run(
+        [sys.executable, "-c", SERVING, str(folder), *FAMILIES],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout == "served without tf_deform\n"
+    return {
+        key: (np.load(folder / f"{key[0]}_{key[1]}_served.npy"), outputs)
+        for key, outputs in expected.items()
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_runs_in_a_process_that_cannot_import_us(family, size, served):
+    actual, expected = served[family, size]
+    assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_convert_to_litert_with_builtin_operators(family):
+    options = {"sampling_ratio": 2} if family == "roi_pooling" else {}
+    model = FAMILIES[family]((9, 7), **options)
+    arguments = arguments_of(family, (9, 7), batch=1)
+    actual = run_litert(lambda *each: model(list(each)), *arguments)
+    assert relative_error(actual, model(arguments)) < TOLERANCE["float32"]

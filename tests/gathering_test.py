@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from conftest import TOLERANCE, check_derivatives, gradients, relative_error
+from tf_deform.ops import gathering
+
+ROWS, CHANNELS, N = 5, 3, 7
+
+
+@pytest.fixture(params=[1, 2, 5], ids="{} terms".format)
+def form(request, rng):
+    """The table, index, weights and values of the trilinear form."""
+    terms = request.param
+    return (
+        tf.constant(rng.normal(size=[ROWS, CHANNELS])),
+        tf.constant(rng.integers(0, ROWS, [terms, N])),
+        tf.constant(rng.normal(size=[terms, N])),
+        tf.constant(rng.normal(size=[N, CHANNELS])),
+    )
+
+
+def expected_scatter(index, weights, values):
+    table = np.zeros([ROWS, CHANNELS])
+    for j, n in np.ndindex(*index.shape):
+        table[index[j, n]] += weights[j, n] * values[n]
+    return table
+
+
+def test_each_function_is_a_partial_derivative_of_the_trilinear_form(form):
+    table, index, weights, values = form
+    read = table.numpy()[index]  # [terms, n, channels]
+    for actual, expected in [
+        (
+            gathering.gather_sum(table, index, weights, index),
+            np.einsum("jn,jnc->nc", weights, read),
+        ),
+        (gathering.gather_dot(table, index, values), np.einsum("nc,jnc->jn", values, read)),
+        (
+            gathering.scatter_sum(weights, index, values, ROWS),
+            expected_scatter(index, weights, values),
+        ),
+    ]:
+        assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+def test_lengths_unknown_while_tracing_give_the_same_gradients(form):
+    table, index, weights, _ = form
+
+    def table_gradients(table, weights, index):
+        return gradients(lambda t, w: gathering.gather_sum(t, index, w, index), table, weights)
+
+    traced = tf.function(
+        table_gradients,
+        input_signature=[
+            tf.TensorSpec([None, CHANNELS], tf.float64),
+            tf.TensorSpec([len(index), None], tf.float64),
+            tf.TensorSpec([len(index), None], tf.int64),
+        ],
+    )
+    for length in (N, 1, 0):
+        arguments = table, weights[:, :length], index[:, :length]
+        for actual, expected in zip(traced(*arguments), table_gradients(*arguments), strict=True):
+            assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+def test_derivatives_of_gather_sum(form):
+    table, index, weights, _ = form
+    check_derivatives(lambda t, w: gathering.gather_sum(t, index, w, index), table, weights)
+
+
+def test_derivatives_of_gather_dot(form):
+    table, index, _, values = form
+    check_derivatives(lambda t, v: gathering.gather_dot(t, index, v), table, values)
+
+
+def test_derivatives_of_scatter_sum(form):
+    _, index, weights, values = form
+    check_derivatives(lambda w, v: gathering.scatter_sum(w, index, v, ROWS), weights, values)
+
+
+def test_gradients_see_the_rows_of_the_gradient_index(form):
+    table, index, weights, _ = form
+    elsewhere = (index + 1) % ROWS
+    of_table, of_weights = gradients(
+        lambda t, w: gathering.gather_sum(t, index, w, elsewhere), table, weights
+    )
+    scattered = expected_scatter(elsewhere, weights, np.ones([N, CHANNELS]))
+    assert relative_error(of_table, scattered) < TOLERANCE["float64"]
+    summed = table.numpy()[elsewhere].sum(axis=-1)
+    assert relative_error(of_weights, summed) < TOLERANCE["float64"]
+
+
+def test_a_half_precision_table_is_summed_in_the_dtype_of_the_weights(form):
+    table, index, weights, _ = form
+    table, weights = tf.cast(table, tf.float16), tf.cast(weights, tf.float32)
+
+    def summed(table, weights):
+        return gathering.gather_sum(table, index, weights, index)
+
+    assert summed(table, weights).dtype == tf.float32
+    expected = np.einsum("jn,jnc->nc", weights, table.numpy().astype(np.float64)[index])
+    assert relative_error(summed(table, weights), expected) < TOLERANCE["float32"]
+    assert [each.dtype for each in gradients(summed, table, weights)] == [tf.float16, tf.float32]
