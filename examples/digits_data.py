@@ -4,6 +4,8 @@ The digits are the 1,797 of scikit-learn, 8 x 8 pixels, which need no download, 
 They are enlarged, placed in an image half as large again, and warped with tf_deform's own grids.
 """
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -24,6 +26,7 @@ DISTORTIONS = {
 }
 
 
+@functools.lru_cache(maxsize=1)
 def load(name, seed):
     """Returns (train images, train labels), (test images, test labels).
 
@@ -54,11 +57,20 @@ def _load_mnist():
 
 def _enlarge(images):
     """Returns `[digits, 20, 20, 1]` of `[digits, height, width]`, by cubic interpolation."""
-    images = tf.constant(images[..., None], tf.float32)
-    identity = tf.tile(tf.eye(2, 3)[None], [len(images), 1, 1])
-    grid = tfd.ops.affine_grid(identity, (DIGIT_SIZE, DIGIT_SIZE))
-    enlarged = tfd.ops.grid_sample(images, grid, interpolation="bicubic")
-    return tf.clip_by_value(enlarged, 0, 1).numpy()
+
+    def enlarge(batch):
+        identity = tf.tile(tf.eye(2, 3)[None], [len(batch), 1, 1])
+        grid = tfd.ops.affine_grid(identity, (DIGIT_SIZE, DIGIT_SIZE))
+        enlarged = tfd.ops.grid_sample(batch, grid, interpolation="bicubic")
+        return tf.clip_by_value(enlarged, 0, 1).numpy()
+
+    return _in_batches(enlarge, images[..., None].astype("float32"))
+
+
+def _in_batches(function, images):
+    """Returns `function` of the images, computed part by part to bound the memory."""
+    batches = np.array_split(images, max(1, len(images) // 2048))
+    return np.concatenate([function(batch) for batch in batches])
 
 
 def distort(digits, kind, seed):
@@ -79,8 +91,7 @@ def distort(digits, kind, seed):
         seed: the distortions depend on it, on `kind` and on the number of digits alone.
     """
     random = np.random.default_rng([seed, list(DISTORTIONS).index(kind)])
-    batches = np.array_split(digits, max(1, len(digits) // 2048))  # bounds the memory
-    return np.concatenate([_distort(batch, kind, random) for batch in batches])
+    return _in_batches(lambda batch: _distort(batch, kind, random), digits)
 
 
 def _distort(digits, kind, random):
@@ -89,26 +100,27 @@ def _distort(digits, kind, random):
     angle = random.uniform(-1, 1, count) * {"R": np.pi / 2, "RTS": np.pi / 4}.get(kind, 0)
     scale = random.uniform(*{"R": (1, 1), "RTS": (0.7, 1.2)}.get(kind, (0.75, 1)), count)
     scale *= DIGIT_SIZE / IMAGE_SIZE
-    room = 1 - scale if kind == "RTS" else 0 * scale
-    shift = random.uniform(-1, 1, [count, 2]) * room[:, None]
+    shift = np.zeros([count, 2])
+    if kind == "RTS":
+        shift = random.uniform(-1, 1, [count, 2]) * (1 - scale)[:, None]
     cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
-    turn = np.array([[cosine, sine], [-sine, cosine]]).transpose(2, 0, 1)
-    points = _warped_grid(count, kind, random) - shift[:, None, None]
-    points = np.einsum("nij,nhwj->nhwi", turn, points)
-    return tfd.ops.grid_sample(digits, points).numpy()
+    turn = tf.constant(np.array([[cosine, -sine], [sine, cosine]]).transpose(2, 0, 1), tf.float32)
+    points = _warped_grid(count, kind, random) - tf.constant(shift[:, None, None], tf.float32)
+    return tfd.ops.grid_sample(digits, points @ turn[:, None]).numpy()
 
 
 def _warped_grid(count, kind, random):
-    """Returns random positions `[count, 32, 32, 2]` in the image, warped if `kind` says so."""
+    """Returns positions `[count, 32, 32, 2]` in the image, warped at random if `kind` says so."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
     if kind == "P":
         corners = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])
         moved = corners + random.normal(0, 2 * 5 / 42, [count, 4, 2])
-        return tfd.ops.projective_grid(_homographies(moved, corners), size).numpy()
+        theta = tf.constant(_homographies(moved, corners), tf.float32)
+        return tfd.ops.projective_grid(theta, size)
     if kind == "E":
-        displacements = random.normal(0, 2 * 1.5 / 42, [count, 16, 2])
-        return tfd.ops.thin_plate_spline_grid(displacements, size).numpy()
-    return tfd.ops.affine_grid(np.tile(np.eye(2, 3), [count, 1, 1]), size).numpy()
+        displacements = tf.constant(random.normal(0, 2 * 1.5 / 42, [count, 16, 2]), tf.float32)
+        return tfd.ops.thin_plate_spline_grid(displacements, size)
+    return tfd.ops.affine_grid(tf.tile(tf.eye(2, 3)[None], [count, 1, 1]), size)
 
 
 def _homographies(sources, targets):
