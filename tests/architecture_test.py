@@ -35,11 +35,12 @@ LEVELS = {
     "tf_deform.ops.gathering": 2,
     "tf_deform.ops.recomputation": 2,
     "tf_deform.ops.sampling": 3,
-    "tf_deform.ops.*": 4,
-    "tf_deform.ops": 5,
-    "tf_deform.layers.*": 6,
-    "tf_deform.layers": 7,
-    "tf_deform": 8,
+    "tf_deform.ops.bins": 4,
+    "tf_deform.ops.*": 5,
+    "tf_deform.ops": 6,
+    "tf_deform.layers.*": 7,
+    "tf_deform.layers": 8,
+    "tf_deform": 9,
 }
 
 # What stands at the top of the repository; the user fixed most of these names.

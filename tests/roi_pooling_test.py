@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
@@ -64,8 +64,7 @@ def draw_boxes(rng, rois, space=(HEIGHT, WIDTH)):
 
 
 @st.composite
-def poolings(draw):
-    name = draw(st.sampled_from(POOLINGS))
+def poolings(draw, name):
     options = {"spatial_scale": draw(st.sampled_from([1.0, 0.5, 0.9]))}
     if name == "deformable_ps_roi_pool":
         options["group_size"], options["part_size"] = (
@@ -86,9 +85,11 @@ def poolings(draw):
     return build(rng, name, output_size, space=space, rois=draw(st.integers(0, 4)), options=options)
 
 
-@given(poolings())
-def test_poolings_equal_the_oracle(drawn):
-    features, boxes, extra, pooling = drawn
+@pytest.mark.parametrize("name", POOLINGS)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_poolings_equal_the_oracle(name, data):
+    features, boxes, extra, pooling = data.draw(poolings(name))
     actual, expected = (pooling(each, features, boxes, *extra) for each in (ops, oracles))
     assert relative_error(actual, expected) < TOLERANCE["float64"]
 
@@ -277,9 +278,7 @@ def test_derivatives_of_poolings(rng, name):
 @pytest.mark.parametrize(("name", "options"), ADAPTIVE)
 def test_first_derivatives_of_adaptive_sampling(rng, name, options):
     features, boxes, extra, pooling = build(rng, name, (2, 1), options=options)
-    check_derivatives(
-        lambda f, *each: pooling(ops, f, boxes, *each), features, *extra, orders=1
-    )
+    check_derivatives(lambda f, *each: pooling(ops, f, boxes, *each), features, *extra, orders=1)
 
 
 def test_derivatives_of_multi_scale_roi_align(rng):

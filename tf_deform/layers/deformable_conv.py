@@ -91,7 +91,7 @@ class DeformableConv(keras.layers.Layer):
     ):
         # Without autocast, offsets given in float32 stay so; the features are cast in `call`.
         super().__init__(activity_regularizer=activity_regularizer, autocast=False, **kwargs)
-        validation.positive(filters=filters, groups=groups, deformable_groups=deformable_groups)
+        validation.at_least(1, filters=filters, groups=groups, deformable_groups=deformable_groups)
         if filters % groups:
             raise ValueError(
                 f"filters must be divisible by groups, received {filters} and {groups}"

@@ -97,7 +97,8 @@ class RoIAlign(RoIPooling):
     def __init__(self, output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True, **kwargs):
         super().__init__(output_size, **kwargs)
         self.spatial_scale = spatial_scale
-        (self.sampling_ratio,) = validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
+        validation.at_least(0, sampling_ratio=sampling_ratio)
+        self.sampling_ratio = sampling_ratio
         self.aligned = aligned
         self.supports_jit = sampling_ratio > 0
 
@@ -166,7 +167,8 @@ class MultiScaleRoIAlign(RoIPooling):
         self.scales = tuple(scales)
         if not self.scales:
             raise ValueError(f"scales must have one entry a feature map, received {scales!r}")
-        (self.sampling_ratio,) = validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
+        validation.at_least(0, sampling_ratio=sampling_ratio)
+        self.sampling_ratio = sampling_ratio
         self.aligned = aligned
         self.canonical_size = canonical_size
         self.canonical_level = canonical_level
@@ -225,10 +227,11 @@ class PSRoIAlign(RoIPooling):
         self, output_size, output_channels, *, spatial_scale=1.0, sampling_ratio=2, **kwargs
     ):
         super().__init__(output_size, **kwargs)
-        validation.positive(output_channels=output_channels)
+        validation.at_least(1, output_channels=output_channels)
         self.output_channels = output_channels
         self.spatial_scale = spatial_scale
-        (self.sampling_ratio,) = validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
+        validation.at_least(0, sampling_ratio=sampling_ratio)
+        self.sampling_ratio = sampling_ratio
         self.supports_jit = sampling_ratio > 0
 
     @property
@@ -306,7 +309,8 @@ class DeformableRoIPooling(RoIPooling):
     ):
         super().__init__(output_size, **kwargs)
         self.spatial_scale = spatial_scale
-        (self.sampling_ratio,) = validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
+        validation.at_least(0, sampling_ratio=sampling_ratio)
+        self.sampling_ratio = sampling_ratio
         self.gamma = gamma
         self.modulated = modulated
         self.offset_units = tuple(offset_units)
@@ -425,7 +429,8 @@ class DeformablePSRoIPooling(RoIPooling):
         **kwargs,
     ):
         super().__init__(output_size, **kwargs)
-        validation.positive(
+        validation.at_least(
+            1,
             output_channels=output_channels,
             group_size=group_size,
             part_size=part_size,

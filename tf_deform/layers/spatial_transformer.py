@@ -134,7 +134,10 @@ class SpatialTransformer(_Sampler):
         validation.choice("transformation", transformation, _TRANSFORMATIONS)
         self.localization = localization
         self.transformation = transformation
-        self.output_size = None if output_size is None else tuple(output_size)
+        if output_size is not None:
+            validation.output_size(output_size, (2, 3), minimum=1)
+            output_size = tuple(output_size)
+        self.output_size = output_size
         self.control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
 
     def build(self, inputs_shape, parameters_shape=None):
@@ -176,6 +179,8 @@ class SpatialTransformer(_Sampler):
 
     def predict_parameters(self, inputs):
         """Returns the parameters `[batch, parameters]` that the localisation net predicts."""
+        if self.localization is None:
+            raise ValueError("parameters must be given, because localization is None")
         features = self.localization(tf.cast(inputs, self.compute_dtype))
         batch = validation.sizes(features)[0]
         features = tf.reshape(features, [batch, math.prod(features.shape[1:])])

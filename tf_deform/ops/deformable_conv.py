@@ -85,9 +85,12 @@ class Geometry:
         _, *space, channels = validation.sizes(inputs)
         rank = len(space)
         self.rank = rank
-        if kernel.shape.rank != rank + 2 or not kernel.shape.is_fully_defined():
+        self.channels = channels
+        known = kernel.shape.rank == rank + 2 and kernel.shape.is_fully_defined()
+        if not known or 0 in kernel.shape:
             raise ValueError(
-                f"kernel must have a static shape [{rank} axes, channels / groups, filters], "
+                f"kernel must have a static shape [{rank} axes, channels / groups, filters] "
+                f"without zeros, "
                 f"received {kernel.shape}"
             )
         *self.kernel_size, group_channels, self.filters = kernel.shape.as_list()
@@ -151,18 +154,16 @@ def explicit_padding(padding, space, extents, strides):
                 total = _at_least_zero((-(-size // stride) - 1) * stride + extent - size)
             pads.append((total // 2, total - total // 2))
         return pads
-    if isinstance(padding, int):
-        padding = [(padding, padding)] * rank
-    try:
-        pads = [(int(before), int(after)) for before, after in padding]
-    except (TypeError, ValueError):
-        pads = []
-    if len(pads) != rank or min(itertools.chain(*pads)) < 0:
+    pads = [(padding, padding)] * rank if validation.is_integer(padding) else padding
+    pairs = isinstance(pads, list | tuple) and len(pads) == rank
+    if not pairs or not all(
+        validation.is_integers(pair) and len(pair) == 2 and min(pair) >= 0 for pair in pads
+    ):
         raise ValueError(
             f"padding must be a string, an int or {rank} (before, after) pairs of at least 0, "
             f"received {padding!r}"
         )
-    return pads
+    return [tuple(pair) for pair in pads]
 
 
 def output_sizes(space, pads, extents, strides):
@@ -185,7 +186,13 @@ def _deformable_groups(offset, geometry):
             f"offset must have deformable groups * {geometry.taps} taps * {geometry.rank} "
             f"coordinates = a multiple of {per_group} channels, received {offset.shape}"
         )
-    return channels // per_group
+    groups = channels // per_group
+    if geometry.channels % groups:
+        raise ValueError(
+            f"offset must have deformable groups that divide the {geometry.channels} channels of "
+            f"the inputs, received {groups} deformable groups in shape {offset.shape}"
+        )
+    return groups
 
 
 def _convolve(geometry, groups, inputs, kernel, offset, mask):

@@ -163,6 +163,7 @@ def sample_at(inputs, axes, interpolation, padding_mode, align_corners):
 
 def affine_axes(theta, output_size, align_corners):
     """Returns `affine_grid` as its axes."""
+    validation.output_size(output_size, (2, 3))
     rank = len(output_size)
     theta = _parameters("theta", theta, [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]")
     return _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
@@ -170,6 +171,7 @@ def affine_axes(theta, output_size, align_corners):
 
 def projective_axes(theta, output_size, align_corners):
     """Returns `projective_grid` as its axes."""
+    validation.output_size(output_size, (2,))
     theta = _parameters("theta", theta, [None, 3, 3], "[batch, 3, 3]")
     x, y, w = _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
     finite = w != 0
@@ -179,6 +181,7 @@ def projective_axes(theta, output_size, align_corners):
 
 def thin_plate_spline_axes(displacements, output_size, control_points, align_corners):
     """Returns `thin_plate_spline_grid` as its axes."""
+    validation.output_size(output_size, (2,))
     control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
     count = math.prod(control_points)
     displacements = _parameters(

@@ -8,7 +8,15 @@ import math
 import tensorflow as tf
 
 from tf_deform.ops import validation
-from tf_deform.ops.sampling import Table, checked_image_index, place, sample_table
+from tf_deform.ops.bins import (
+    bins_of,
+    mean_in_bins,
+    mean_of_valid,
+    places_of,
+    points_in,
+    shift_of,
+)
+from tf_deform.ops.sampling import Table, checked_image_index
 
 
 def roi_align(
@@ -57,7 +65,9 @@ def roi_align(
     start, size = _regions(boxes, spatial_scale, 0.5 if aligned else 0.0)
     if not aligned:
         size = _at_least(size, 1.0)
-    pooled = _pool(Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio)
+    pooled = mean_in_bins(
+        Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio
+    )
     return tf.cast(pooled, features.dtype)
 
 
@@ -111,6 +121,8 @@ def multi_scale_roi_align(
         raise ValueError(
             f"scales must have one entry a feature map, received {len(scales)} for {len(features)}"
         )
+    if min(scales) <= 0:
+        raise ValueError(f"scales must be above 0, received {scales!r}")
     first, boxes, box_indices = _checked(features[0], boxes, box_indices)
     batch, _, _, channels = validation.sizes(first)
     levels = [
@@ -122,6 +134,12 @@ def multi_scale_roi_align(
         )
         for index, level in enumerate(features)
     ]
+    for index, level in enumerate(levels):
+        if level.dtype != first.dtype:
+            raise TypeError(
+                f"features[{index}] must have the dtype of features[0], {first.dtype.name}, "
+                f"received {level.dtype.name}"
+            )
     level = _levels(boxes, scales, canonical_size, canonical_level)
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
     scale = tf.gather(tf.constant(scales, boxes.dtype), level)[:, None]
@@ -129,7 +147,7 @@ def multi_scale_roi_align(
     if not aligned:
         size = _at_least(size, 1.0)
     table = Table.of_levels(levels, level)
-    pooled = _pool(table, box_indices, start, size, output_size, sampling_ratio)
+    pooled = mean_in_bins(table, box_indices, start, size, output_size, sampling_ratio)
     return tf.cast(pooled, first.dtype)
 
 
@@ -171,7 +189,7 @@ def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0
     start, size = _regions(boxes, spatial_scale, 0.5)
     maps = _channel_maps(features, bins)
     index = box_indices[:, None] * bins + tf.range(bins, dtype=box_indices.dtype)  # [rois, bins]
-    pooled = _pool(Table.of(maps, 1), index, start, size, output_size, sampling_ratio)
+    pooled = mean_in_bins(Table.of(maps, 1), index, start, size, output_size, sampling_ratio)
     return tf.cast(pooled, features.dtype)
 
 
@@ -230,8 +248,8 @@ def deformable_roi_pool(
             [rois, *output_size, 2],
             "[rois, *output_size, 2]",
         )
-        shift = _shift(gamma, offset[:, :, :, None], size)
-    pooled = _pool(
+        shift = shift_of(gamma, offset[:, :, :, None], size)
+    pooled = mean_in_bins(
         Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio, shift
     )
     if mask is not None:
@@ -304,7 +322,8 @@ def deformable_ps_roi_pool(
     """
     features, boxes, box_indices = _checked(features, boxes, box_indices)
     output_size = validation.per_axis("output_size", output_size, 2)
-    validation.positive(
+    validation.at_least(
+        1,
         output_channels=output_channels,
         group_size=group_size,
         part_size=part_size,
@@ -324,7 +343,7 @@ def deformable_ps_roi_pool(
         )
         for axis, bins in enumerate(output_size):
             offset = tf.gather(offset, _cells(bins, part_size), axis=axis + 1)
-        shift = _shift(trans_std, tf.reshape(offset, [rois, *output_size, classes, 2]), size)
+        shift = shift_of(trans_std, tf.reshape(offset, [rois, *output_size, classes, 2]), size)
     if features.shape[-1] != output_channels * group_size**2:
         raise ValueError(
             "features must have output_channels * group_size**2 = "
@@ -335,8 +354,8 @@ def deformable_ps_roi_pool(
     cell = [row * group_size + column for row in rows for column in columns]
     index = box_indices[:, None] * group_size**2 + tf.constant(cell, box_indices.dtype)
     steps = [step / sample_per_part for step in range(sample_per_part)]
-    points = _points(_bins(start, size, output_size, shift), _places(steps, size.dtype))
-    pooled = _mean_of_valid(Table.of(maps, classes), points, index)
+    points = points_in(bins_of(start, size, output_size, shift), places_of(steps, size.dtype))
+    pooled = mean_of_valid(Table.of(maps, classes), points, index)
     return tf.cast(tf.reshape(pooled, [rois, *output_size, output_channels]), features.dtype)
 
 
@@ -411,142 +430,3 @@ def _classes(offset, output_channels):
 def _cells(bins, cells):
     """Returns for each bin the cell that its start lies in."""
     return [bin_ * cells // bins for bin_ in range(bins)]
-
-
-def _shift(scale, offset, size):
-    """Returns how far bins move along each axis: two of `[rois, height, width, groups, 1]`.
-
-    offset: `[rois, height, width, groups, 2]`. A region whose size is no number is nowhere, and
-    must not spoil the gradient of its offset.
-    """
-    size = tf.where(tf.math.is_finite(size), size, 0)
-    return [
-        scale * tf.cast(offset[..., axis : axis + 1], size.dtype) * _per_roi(size[:, axis])
-        for axis in range(2)
-    ]
-
-
-def _per_roi(values):
-    """Returns `[rois]` values or a scalar, broadcastable to `[rois, h, w, groups, places]`."""
-    return tf.reshape(values, [-1, 1, 1, 1, 1])
-
-
-def _bins(start, size, output_size, shift=None):
-    """Returns for each axis where the bins begin, and their size.
-
-    Both broadcast to `[rois, height, width, groups, places]`.
-    """
-    bins = []
-    for axis, count in enumerate(output_size):
-        shape = [1, 1, 1, 1, 1]
-        shape[1 + axis] = count
-        step = _per_roi(size[:, axis] / count)
-        origin = _per_roi(start[:, axis])
-        origin += tf.reshape(tf.range(count, dtype=step.dtype), shape) * step
-        bins.append((origin if shift is None else origin + shift[axis], step))
-    return bins
-
-
-def _places(steps, dtype):
-    """Returns for each axis the places of a square of samples, one step apart from the next."""
-    places = [(y, x) for y in steps for x in steps]
-    return [tf.constant([place[axis] for place in places], dtype) for axis in range(2)]
-
-
-def _points(bins, places):
-    """Returns the axes of points in the bins, each `[rois, height, width, groups, places]`.
-
-    places: for each axis how far they are from the bin's start, in bins.
-    """
-    axes = [origin + place * step for (origin, step), place in zip(bins, places, strict=True)]
-    static = tf.broadcast_static_shape(*(axis.shape for axis in axes))
-    shape = tf.broadcast_dynamic_shape(*map(tf.shape, axes))
-    if static.is_fully_defined():
-        shape = static
-    return [tf.ensure_shape(tf.broadcast_to(axis, shape), static) for axis in axes]
-
-
-def _pool(table, index, start, size, output_size, sampling_ratio, shift=None):
-    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin.
-
-    index: `[rois]`, the image that each region reads, or `[rois, bins]`, that each bin reads.
-    shift: for each axis how far the bins are moved; see `_shift`.
-    """
-    validation.per_axis("sampling_ratio", sampling_ratio, 1, minimum=0)
-    bins = _bins(start, size, output_size, shift)
-    if sampling_ratio:
-        steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
-        points = _points(bins, _places(steps, size.dtype))
-        pooled = _sum_in_bins(table, points, index, rule="roi")
-        pooled /= sampling_ratio**2
-    else:
-        pooled = _adaptive_mean(table, bins, index)
-    return tf.reshape(pooled, [validation.sizes(start)[0], *output_size, table.channels])
-
-
-def _adaptive_mean(table, bins, index):
-    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time.
-
-    Only the samples that can lie in the features are visited, however large a box is.
-    """
-    visits = []
-    for (origin, step), limit in zip(bins, table.space, strict=True):
-        origin = tf.stop_gradient(origin)
-        count = tf.where(tf.math.is_finite(step), tf.maximum(tf.math.ceil(step), 0), 0)
-        spacing = step / tf.maximum(count, 1)
-        limit = _per_roi(tf.cast(limit, step.dtype))
-        first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
-        last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
-        length = tf.reshape(last - first + 1, [-1])
-        length = tf.where(tf.math.is_finite(length), length, 0)
-        longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
-        visits.append((first, last, count, tf.cast(longest, tf.int32)))
-    columns = visits[1][3]
-
-    def add_sample(visit, sums):
-        places = []
-        turns = (visit // columns, visit % columns)
-        for (first, last, count, _), turn in zip(visits, turns, strict=True):
-            number = first + tf.cast(turn, first.dtype)
-            places.append(tf.where(number <= last, (number + 0.5) / count, math.nan))
-        return visit + 1, sums + _sum_in_bins(table, _points(bins, places), index, rule="roi")
-
-    # Zeros that depend on all inputs, whose gradients exist even if no sample is visited.
-    nowhere = [tf.constant([math.nan], origin.dtype) for origin, _ in bins]
-    _, sums = tf.while_loop(
-        lambda visit, _: visit < visits[0][3] * columns,
-        add_sample,
-        (0, _sum_in_bins(table, _points(bins, nowhere), index, rule="roi")),
-        parallel_iterations=1,
-    )
-    samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]
-    return sums / tf.cast(tf.maximum(samples, 1), sums.dtype)
-
-
-def _mean_of_valid(table, points, index):
-    """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
-    y, x = (
-        tf.math.is_finite(place(axis, size, "psroi"))
-        for axis, size in zip(points, table.space, strict=True)
-    )
-    valid = tf.cast(y & x, points[0].dtype)  # [rois, height, width, groups, places]
-    weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
-    return _sum_in_bins(table, points, index, weights, rule="psroi")
-
-
-def _sum_in_bins(table, points, index, weights=None, *, rule):
-    """Returns `[rois, bins, channels]`: the (weighted) sums of the samples of each bin.
-
-    points: the axes of the points, each `[rois, height, width, groups, places]`; weights alike.
-    """
-    rois, height, width, groups, places = validation.sizes(points[0])
-    bins = height * width
-    if index.shape.rank == 1:  # one image a region, whose bins are queries
-        shape = [rois, bins, groups, places]
-    else:  # one image a bin
-        shape = [rois * bins, 1, groups, places]
-        index = tf.reshape(index, [rois * bins])
-    points = tf.stack([tf.reshape(axis, shape) for axis in points], axis=-1)
-    weights = None if weights is None else tf.reshape(weights, shape)
-    sums = sample_table(table, points, weights, index, rule)
-    return tf.reshape(sums, [rois, bins, table.channels])

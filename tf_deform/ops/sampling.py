@@ -52,11 +52,11 @@ def weighted_sample(values, points, weights=None, image_index=None):
     """
     values = validation.floating("values", values)
     points = validation.floating("points", points)
-    rank = points.shape[-1]
-    if points.shape.rank != 5 or rank not in (1, 2, 3):
+    rank = points.shape[-1] if points.shape.rank == 5 else None
+    if rank not in (1, 2, 3) or not points.shape[-2]:
         raise ValueError(
             "points must have shape [rows, queries, groups, points_per_query, rank] with rank 1 to "
-            f"3, received {points.shape}"
+            f"3 and a known number of points a query, received {points.shape}"
         )
     validation.shaped("values", values, [None] * (rank + 2), f"[images, {rank} axes, channels]")
     rows, queries, groups, per_query, _ = validation.sizes(points)
@@ -107,9 +107,10 @@ def sample(values, points, *, interpolation="bilinear", padding_mode="zeros"):
     """
     values = validation.floating("values", values)
     points = validation.floating("points", points)
-    batch, *inner, rank = validation.sizes(points)
-    if points.shape.rank < 2 or rank not in (1, 2, 3):
+    rank = points.shape[-1] if (points.shape.rank or 0) >= 2 else None
+    if rank not in (1, 2, 3):
         raise ValueError(f"points must have shape [batch, ..., 1 to 3], received {points.shape}")
+    batch, *inner, _ = validation.sizes(points)
     values = validation.shaped(
         "values", values, [batch, *[None] * (rank + 1)], f"[batch, {rank} axes, channels]"
     )

@@ -1,5 +1,7 @@
 """Checks of arguments, with one text whether the error comes at trace time or at run time."""
 
+import numbers
+
 import tensorflow as tf
 
 
@@ -34,22 +36,43 @@ def choice(name, value, known):
 
 def per_axis(name, value, rank, minimum=1):
     """Returns an int or `rank` ints as a tuple of `rank` ints, each at least `minimum`."""
-    try:
-        values = (value,) * rank if isinstance(value, int) else tuple(int(each) for each in value)
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != rank or min(values) < minimum:
+    values = (value,) * rank if is_integer(value) else value
+    if not is_integers(values) or len(values) != rank or any(each < minimum for each in values):
         raise ValueError(
             f"{name} must be an int or {rank} ints of at least {minimum}, received {value!r}"
         )
-    return values
+    return tuple(map(int, values))
 
 
-def positive(**values):
-    """Raises ValueError unless all values are ints of at least 1."""
+def is_integer(value):
+    """Returns whether a value is a whole number, of Python or NumPy, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_integers(values):
+    """Returns whether values are a list or tuple of whole numbers."""
+    return isinstance(values, list | tuple) and all(map(is_integer, values))
+
+
+def at_least(minimum, **values):
+    """Raises ValueError unless all values are ints of at least `minimum`."""
     for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an int of at least 1, received {value!r}")
+        if not is_integer(value) or value < minimum:
+            raise ValueError(f"{name} must be an int of at least {minimum}, received {value!r}")
+
+
+def output_size(size, ranks, minimum=0):
+    """Raises ValueError unless `size` is a sequence of sizes: ints, or scalar integer tensors."""
+    sizes = list(size) if isinstance(size, list | tuple | tf.TensorShape) else []
+    good = [
+        each.dtype.is_integer if tf.is_tensor(each) else is_integer(each) and each >= minimum
+        for each in sizes
+    ]
+    if not all(good) or len(sizes) not in ranks:
+        wanted = " or ".join(map(str, ranks))
+        raise ValueError(
+            f"output_size must have {wanted} sizes of at least {minimum}, received {size!r}"
+        )
 
 
 def shaped(name, tensor, expected, meaning):
@@ -90,4 +113,6 @@ def satisfying(tensor, condition, *data):
 
 
 def _text(shape):
+    if isinstance(shape, tf.TensorShape) and shape.rank is None:
+        return "a tensor of unknown rank"
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"

@@ -1,0 +1,147 @@
+"""The bins that regions of interest are cut into, and means of samples in them."""
+
+import math
+
+import tensorflow as tf
+
+from tf_deform.ops import validation
+from tf_deform.ops.sampling import place, sample_table
+
+
+def shift_of(scale, offset, size):
+    """Returns how far bins move along each axis: two of `[rois, height, width, groups, 1]`.
+
+    offset: `[rois, height, width, groups, 2]`. A region whose size is no number is nowhere, and
+    must not spoil the gradient of its offset.
+    """
+    size = tf.where(tf.math.is_finite(size), size, 0)
+    return [
+        scale * tf.cast(offset[..., axis : axis + 1], size.dtype) * _per_roi(size[:, axis])
+        for axis in range(2)
+    ]
+
+
+def _per_roi(values):
+    """Returns `[rois]` values or a scalar, broadcastable to `[rois, h, w, groups, places]`."""
+    return tf.reshape(values, [-1, 1, 1, 1, 1])
+
+
+def bins_of(start, size, output_size, shift=None):
+    """Returns for each axis where the bins begin, and their size.
+
+    Both broadcast to `[rois, height, width, groups, places]`.
+    """
+    bins = []
+    for axis, count in enumerate(output_size):
+        shape = [1, 1, 1, 1, 1]
+        shape[1 + axis] = count
+        step = _per_roi(size[:, axis] / count)
+        origin = _per_roi(start[:, axis])
+        origin += tf.reshape(tf.range(count, dtype=step.dtype), shape) * step
+        bins.append((origin if shift is None else origin + shift[axis], step))
+    return bins
+
+
+def places_of(steps, dtype):
+    """Returns for each axis the places of a square of samples, one step apart from the next."""
+    places = [(y, x) for y in steps for x in steps]
+    return [tf.constant([place[axis] for place in places], dtype) for axis in range(2)]
+
+
+def points_in(bins, places):
+    """Returns the axes of points in the bins, each `[rois, height, width, groups, places]`.
+
+    places: for each axis how far they are from the bin's start, in bins.
+    """
+    axes = [origin + place * step for (origin, step), place in zip(bins, places, strict=True)]
+    static = tf.broadcast_static_shape(*(axis.shape for axis in axes))
+    shape = tf.broadcast_dynamic_shape(*map(tf.shape, axes))
+    if static.is_fully_defined():
+        shape = static
+    return [tf.ensure_shape(tf.broadcast_to(axis, shape), static) for axis in axes]
+
+
+def mean_in_bins(table, index, start, size, output_size, sampling_ratio, shift=None):
+    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin.
+
+    index: `[rois]`, the image that each region reads, or `[rois, bins]`, that each bin reads.
+    shift: for each axis how far the bins are moved; see `shift_of`.
+    """
+    validation.at_least(0, sampling_ratio=sampling_ratio)
+    bins = bins_of(start, size, output_size, shift)
+    if sampling_ratio:
+        steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
+        points = points_in(bins, places_of(steps, size.dtype))
+        pooled = _sum_in_bins(table, points, index, rule="roi")
+        pooled /= sampling_ratio**2
+    else:
+        pooled = _adaptive_mean(table, bins, index)
+    return tf.reshape(pooled, [validation.sizes(start)[0], *output_size, table.channels])
+
+
+def _adaptive_mean(table, bins, index):
+    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time.
+
+    Only the samples that can lie in the features are visited, however large a box is.
+    """
+    visits = []
+    for (origin, step), limit in zip(bins, table.space, strict=True):
+        origin = tf.stop_gradient(origin)
+        count = tf.where(tf.math.is_finite(step), tf.maximum(tf.math.ceil(step), 0), 0)
+        spacing = step / tf.maximum(count, 1)
+        limit = _per_roi(tf.cast(limit, step.dtype))
+        first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
+        last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
+        length = tf.reshape(last - first + 1, [-1])
+        length = tf.where(tf.math.is_finite(length), length, 0)
+        longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
+        visits.append((first, last, count, tf.cast(longest, tf.int32)))
+    columns = visits[1][3]
+
+    def add_sample(visit, sums):
+        places = []
+        turns = (visit // columns, visit % columns)
+        for (first, last, count, _), turn in zip(visits, turns, strict=True):
+            number = first + tf.cast(turn, first.dtype)
+            places.append(tf.where(number <= last, (number + 0.5) / count, math.nan))
+        return visit + 1, sums + _sum_in_bins(table, points_in(bins, places), index, rule="roi")
+
+    # Zeros that depend on all inputs, whose gradients exist even if no sample is visited.
+    nowhere = [tf.constant([math.nan], origin.dtype) for origin, _ in bins]
+    _, sums = tf.while_loop(
+        lambda visit, _: visit < visits[0][3] * columns,
+        add_sample,
+        (0, _sum_in_bins(table, points_in(bins, nowhere), index, rule="roi")),
+        parallel_iterations=1,
+    )
+    samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]
+    return sums / tf.cast(tf.maximum(samples, 1), sums.dtype)
+
+
+def mean_of_valid(table, points, index):
+    """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
+    y, x = (
+        tf.math.is_finite(place(axis, size, "psroi"))
+        for axis, size in zip(points, table.space, strict=True)
+    )
+    valid = tf.cast(y & x, points[0].dtype)  # [rois, height, width, groups, places]
+    weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
+    return _sum_in_bins(table, points, index, weights, rule="psroi")
+
+
+def _sum_in_bins(table, points, index, weights=None, *, rule):
+    """Returns `[rois, bins, channels]`: the (weighted) sums of the samples of each bin.
+
+    points: the axes of the points, each `[rois, height, width, groups, places]`; weights alike.
+    """
+    rois, height, width, groups, places = validation.sizes(points[0])
+    bins = height * width
+    if index.shape.rank == 1:  # one image a region, whose bins are queries
+        shape = [rois, bins, groups, places]
+    else:  # one image a bin
+        shape = [rois * bins, 1, groups, places]
+        index = tf.reshape(index, [rois * bins])
+    points = tf.stack([tf.reshape(axis, shape) for axis in points], axis=-1)
+    weights = None if weights is None else tf.reshape(weights, shape)
+    sums = sample_table(table, points, weights, index, rule)
+    return tf.reshape(sums, [rois, bins, table.channels])
