@@ -16,7 +16,7 @@ def shift_of(scale, offset, size):
     """
     size = tf.where(tf.math.is_finite(size), size, 0)
     return [
-        scale * tf.cast(offset[..., axis, None], size.dtype) * _per_roi(size[:, axis])
+        scale * tf.cast(tf.expand_dims(offset[..., axis], -1), size.dtype) * _per_roi(size[:, axis])
         for axis in range(2)
     ]
 
