@@ -33,7 +33,6 @@ LEVELS = {
     "tf_deform.compiled": 0,
     "tf_deform.ops.validation": 1,
     "tf_deform.ops.gathering": 2,
-    "tf_deform.ops.recomputation": 2,
     "tf_deform.ops.sampling": 3,
     "tf_deform.ops.bins": 4,
     "tf_deform.ops.*": 5,

@@ -1,5 +1,3 @@
-import importlib
-
 import keras
 import numpy as np
 import pytest
@@ -36,7 +34,6 @@ CASES = [
     (1, (4, 3, 5), 4, (2, 1, 3), 6, 2, 2, False, {"strides": (2, 1, 2), "padding": "same"}),
     (2, (2, 3, 4), 6, (1, 3, 2), 4, 2, 3, True, {"dilation_rate": (1, 1, 2), "padding": 1}),
 ]
-CHUNKED = (3, (5, 7), 4, (3, 2), 6, 2, 2, True, {"padding": "same"})  # 105 output pixels
 SMALL = (2, (3, 4), 2, (2, 2), 4, 2, 2, True, {"padding": "same"})
 
 
@@ -234,46 +231,11 @@ def test_a_tap_that_is_nowhere_counts_zero_and_has_no_gradients(rng, special):
     assert not np.any(found[3].numpy()[nowhere])
 
 
-@pytest.fixture
-def set_chunks(monkeypatch):
-    """Sets into how many chunks a backward pass is cut."""
-    module = importlib.import_module("tf_deform.ops.deformable_conv")
-
-    def set_chunks(chunks, arguments):
-        inputs, kernel, offset = arguments[:3]
-        pixels, taps = np.prod(offset.shape[:-1]), np.prod(kernel.shape[:-2])
-        columns = int(pixels * taps * inputs.shape[-1])
-        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", -(-columns // chunks))
-
-    return set_chunks
-
-
-@pytest.mark.parametrize("chunks", [2, 4, 16])
-def test_gradients_recomputed_in_chunks_equal_those_of_the_whole(rng, set_chunks, mode, chunks):
-    arguments, options = build(rng, CHUNKED)
-
-    def derived(*each):
-        return gradients(lambda *each: ops.deformable_conv(*each, **options) ** 2, *each)
-
-    set_chunks(1, arguments)
-    whole = derived(*arguments)
-    set_chunks(chunks, arguments)
-    for actual, expected in zip(mode(derived)(*arguments), whole, strict=True):
-        assert relative_error(actual, expected) < TOLERANCE["float64"]
-
-
-def test_second_derivatives_agree_with_gradients_recomputed_in_chunks(rng, set_chunks):
-    arguments, options = build(rng, SMALL)
-    set_chunks(5, arguments)
-    check_derivatives(lambda *each: ops.deformable_conv(*each, **options), *arguments)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_gradients_in_half_precision_are_accumulated_in_float32(rng, set_chunks, dtype):
+def test_gradients_in_half_precision_are_accumulated_in_float32(rng, dtype):
     arguments, options = build(rng, CASES[7])
     inputs, kernel = (tf.cast(each, dtype) for each in arguments[:2])
     offset = tf.cast(arguments[2], tf.float32)
-    set_chunks(16, arguments)
 
     def derived(*each):
         return gradients(lambda *each: ops.deformable_conv(*each, **options), *each)
@@ -284,19 +246,6 @@ def test_gradients_in_half_precision_are_accumulated_in_float32(rng, set_chunks,
     for actual, expected in zip(found, exact, strict=True):
         error = relative_error(tf.cast(actual, tf.float64), expected)
         assert error < TOLERANCE[actual.dtype.name]
-
-
-def test_pixels_that_fill_the_last_chunk_read_nothing(set_chunks):
-    """They come after the last output pixel, where an image would begin again: with NaN here."""
-    inputs = np.array([np.nan, np.nan, 2.0, 4.0, 8.0, 16.0, 32.0]).reshape(1, 7, 1)
-    offset = np.array([2.5, 2.5, 0.5, 0.5, 0.5, -0.5, -0.5]).reshape(1, 7, 1)
-    mask = np.arange(1.0, 8).reshape(1, 7, 1)
-    arguments = inputs, np.ones([1, 1, 1]), offset, mask
-    whole = gradients(ops.deformable_conv, *arguments)
-    set_chunks(3, arguments)
-    for actual, expected in zip(gradients(ops.deformable_conv, *arguments), whole, strict=True):
-        assert np.all(np.isfinite(expected))
-        assert relative_error(actual, expected) < TOLERANCE["float64"]
 
 
 # Sizes of zero, and export

@@ -6,10 +6,7 @@ import math
 import tensorflow as tf
 
 from tf_deform.ops import validation
-from tf_deform.ops.recomputation import recomputed
 from tf_deform.ops.sampling import Table, sample_table
-
-_CHUNK_ELEMENTS = 2**18  # of the columns: with their four corners, what a core's cache holds
 
 
 def deformable_conv(
@@ -74,7 +71,8 @@ def deformable_conv(
             [batch, *geometry.output, deformable_groups * geometry.taps],
             "[batch, *output, deformable groups * taps]",
         )
-    out = _convolve(geometry, deformable_groups, inputs, kernel, offset, mask)
+    columns = _columns(geometry, deformable_groups, inputs, offset, mask)
+    out = _contract(geometry, columns, tf.cast(kernel, columns.dtype))
     return tf.cast(tf.reshape(out, [batch, *geometry.output, geometry.filters]), inputs.dtype)
 
 
@@ -195,61 +193,45 @@ def _deformable_groups(offset, geometry):
     return groups
 
 
-def _convolve(geometry, groups, inputs, kernel, offset, mask):
-    """Returns `[batch * output pixels, filters]`, in at least float32.
-
-    The columns, `taps` times the size of the inputs, are not kept for the backward pass.
-    """
-    # Chunks add up their gradients, which half precision would round each time.
-    wide = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    inputs, kernel = tf.cast(inputs, wide), tf.cast(kernel, wide)
-    table = Table.of(inputs, groups)
-    positions = geometry.tap_positions(
-        tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
-    )
-    pixels = math.prod(validation.sizes(offset)[:-1])
-
-    def convolve(first, shared, rows):
-        table_rows, kernel = shared
-        pixel = tf.range(validation.sizes(rows[0])[0]) + first
-        columns = _columns(geometry, table._replace(rows=table_rows), positions, pixel, *rows)
-        return _contract(geometry, columns, kernel)
-
-    rows, fills = [tf.reshape(offset, [pixels, offset.shape[-1]])], [math.nan]
+def _columns(geometry, groups, inputs, offset, mask):
+    """Returns the samples `[batch * output pixels * taps, channels]`, times the mask."""
+    batch = validation.sizes(inputs)[0]
+    pixels = math.prod(geometry.output)
+    taps = geometry.taps
+    wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
+    positions = geometry.tap_positions(wide)[:, :, None]  # [pixels, taps, 1, rank]
+    offset = tf.reshape(tf.cast(offset, wide), [batch, pixels, groups, taps, geometry.rank])
+    points = positions + tf.transpose(offset, [0, 1, 3, 2, 4])
+    points = tf.reshape(points, [batch, pixels * taps, groups, 1, geometry.rank])
     if mask is not None:
-        rows.append(tf.reshape(mask, [pixels, mask.shape[-1]]))
-        fills.append(0.0)
-    chunks = -(-pixels * geometry.taps * inputs.shape[-1] // _CHUNK_ELEMENTS)
-    return recomputed(convolve, [table.rows, kernel], rows, fills, chunks)
-
-
-def _columns(geometry, table, positions, pixel, offset, mask=None):
-    """Returns the samples `[pixels, taps, channels]`, times the mask.
-
-    pixel: `[pixels]`, the number of each output pixel, counted across the batch.
-    """
-    per_image = validation.sizes(positions)[0]
-    count = validation.sizes(offset)[0]
-    offset = tf.reshape(offset, [count, table.groups, geometry.taps, geometry.rank])
-    offset = tf.transpose(offset, [0, 2, 1, 3])  # [pixels, taps, groups, rank]
-    points = tf.gather(positions, pixel % per_image)[:, :, None] + tf.cast(offset, positions.dtype)
-    if mask is not None:
-        mask = tf.reshape(mask, [count, table.groups, geometry.taps])
-        mask = tf.transpose(mask, [0, 2, 1])[..., None]  # [pixels, taps, groups, 1]
-    image = tf.minimum(pixel // per_image, table.images - 1)  # pixels beyond the last have no image
-    return sample_table(table, points[:, :, :, None], mask, image)
+        mask = tf.transpose(tf.reshape(mask, [batch, pixels, groups, taps]), [0, 1, 3, 2])
+        mask = tf.reshape(mask, [batch, pixels * taps, groups, 1])
+    return sample_table(Table.of(inputs, groups), points, mask)
 
 
 def _contract(geometry, columns, kernel):
-    """Returns `[pixels, filters]`: the columns `[pixels, taps, channels]` times the kernel."""
-    count, _, channels = validation.sizes(columns)
+    """Returns `[pixels, filters]`: the columns `[pixels * taps, channels]` times the kernel."""
     groups = geometry.groups
-    inner = geometry.taps * channels // groups
-
+    inner = geometry.taps * geometry.channels // groups
     if groups == 1:
-        return tf.matmul(tf.reshape(columns, [count, inner]), tf.reshape(kernel, [inner, -1]))
-    columns = tf.reshape(columns, [count, geometry.taps, groups, channels // groups])
-    columns = tf.reshape(tf.transpose(columns, [2, 0, 1, 3]), [groups, count, inner])
+        return _product(tf.reshape(columns, [-1, inner]), tf.reshape(kernel, [inner, -1]))
+    columns = tf.reshape(columns, [-1, geometry.taps, groups, geometry.channels // groups])
+    columns = tf.reshape(tf.transpose(columns, [2, 0, 1, 3]), [groups, -1, inner])
     kernel = tf.transpose(tf.reshape(kernel, [inner, groups, -1]), [1, 0, 2])
-    out = tf.transpose(tf.matmul(columns, kernel), [1, 0, 2])  # [pixels, groups, filters / groups]
-    return tf.reshape(out, [count, geometry.filters])
+    out = tf.transpose(_product(columns, kernel), [1, 0, 2])  # [pixels, groups, filters / groups]
+    return tf.reshape(out, [-1, geometry.filters])
+
+
+@tf.custom_gradient
+def _product(columns, kernel):
+    """Returns their matrix product, whose gradient lets the columns go before it makes their own.
+
+    columns: `[..., pixels, inner]`. kernel: `[..., inner, filters]`.
+    """
+
+    def gradient(upstream):
+        kernel_gradient = tf.matmul(columns, upstream, transpose_a=True)
+        with tf.control_dependencies([kernel_gradient]):
+            return tf.matmul(upstream, kernel, transpose_b=True), kernel_gradient
+
+    return tf.matmul(columns, kernel), gradient

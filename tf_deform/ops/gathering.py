@@ -10,6 +10,8 @@ so the gradient of each is the other two, at any order.
 
 import tensorflow as tf
 
+_LANES = 8  # what a vector of 256 bits holds in float32
+
 
 @tf.custom_gradient
 def gather_sum(table, index, weights, gradient_index):
@@ -26,15 +28,14 @@ def gather_sum(table, index, weights, gradient_index):
     """
     total = None
     for term in range(index.shape[0]):
-        # One term after the other: running side by side they would hold a buffer each.
-        with tf.control_dependencies([] if total is None else [total]):
+        with _after(total):
             rows = tf.cast(tf.gather(table, index[term]), weights.dtype)  # [n, channels]
             weighted = rows * weights[term][:, None]
         total = weighted if total is None else total + weighted
 
     def gradient(upstream):
         weight_gradient = gather_dot(table, gradient_index, upstream)
-        with tf.control_dependencies([weight_gradient]):  # so that the table is freed before
+        with _after(weight_gradient):  # the table is freed by then
             upstream = tf.identity(upstream)
         table_gradient = scatter_sum(weights, gradient_index, upstream, tf.shape(table)[0])
         return tf.cast(table_gradient, table.dtype), None, weight_gradient, None
@@ -46,11 +47,11 @@ def gather_sum(table, index, weights, gradient_index):
 def gather_dot(table, index, values):
     """Returns `[terms, n]`: the inner products of table[index[j, n]] and values[n]."""
     dots: list[tf.Tensor] = []
-    for pair in _pairs(index):
-        with tf.control_dependencies(dots[-1:]):
-            rows = tf.cast(tf.gather(table, index[pair]), values.dtype)  # [2, n, channels]
-        dots.append(tf.reduce_sum(rows * values, axis=-1))
-    dots = tf.concat(dots, axis=0)
+    for term in range(index.shape[0]):
+        with _after(*dots[-1:]):
+            rows = tf.cast(tf.gather(table, index[term]), values.dtype)  # [n, channels]
+        dots.append(_sum_channels(rows * values))
+    dots = tf.stack(dots)
 
     def gradient(upstream):
         table_gradient = scatter_sum(upstream, index, values, tf.shape(table)[0])
@@ -63,10 +64,10 @@ def gather_dot(table, index, values):
 def scatter_sum(weights, index, values, rows):
     """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n]."""
     total = None
-    for pair in _pairs(index):
-        with tf.control_dependencies([] if total is None else [total]):
-            terms = weights[pair][..., None] * values  # [2, n, channels]
-        added = tf.math.unsorted_segment_sum(terms, index[pair], rows)
+    for term in range(index.shape[0]):
+        with _after(total):
+            terms = weights[term][:, None] * values  # [n, channels]
+        added = tf.math.unsorted_segment_sum(terms, index[term], rows)
         total = added if total is None else total + added
 
     def gradient(upstream):
@@ -80,10 +81,18 @@ def scatter_sum(weights, index, values, rows):
     return total, gradient
 
 
-def _pairs(index):
-    """Returns slices of two terms each: of linear sampling, neighbours along the last axis.
+def _after(*tensors):
+    """Lets a term begin when these tensors are there: side by side, terms hold a buffer each."""
+    return tf.control_dependencies([tensor for tensor in tensors if tensor is not None])
 
-    The gradients take two terms at a time: one at a time is slower under XLA, and all at once need
-    several times the memory of the samples.
+
+def _sum_channels(products):
+    """Returns `[n]`: the sums over the channels of products `[n, channels]`.
+
+    Every eighth channel first: XLA adds in the given order, which only side by side makes vectors.
     """
-    return [slice(first, first + 2) for first in range(0, index.shape[0], 2)]
+    channels = products.shape[-1]
+    if not channels or channels % _LANES:
+        return tf.reduce_sum(products, axis=-1)
+    lanes = tf.reshape(products, [-1, channels // _LANES, _LANES])
+    return tf.reduce_sum(tf.reduce_sum(lanes, axis=1), axis=-1)
