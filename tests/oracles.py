@@ -235,9 +235,10 @@ def dcnv3(
     offset_scale=1.0,
     remove_center=False,
 ):
-    """Returns [B, *out, C]; offset [B, *out, G * K * 2], (group, tap, (x, y)); mask [B, *out, G * K].
+    """Returns [B, *out, C].
 
-    Taps run down the kernel's first column, then down its second, and so on.
+    offset [B, *out, G * K * 2], (group, tap, (x, y)); mask [B, *out, G * K], (group, tap). Taps run
+    down the kernel's first column, then down its second, and so on.
     """
     inputs, offset, mask = _float64(inputs), _float64(offset), _float64(mask)
     height, width = _per_axis(kernel_size, 2)
@@ -262,7 +263,7 @@ def dcnv3(
 
 
 def dcnv4(inputs, offset_mask, kernel_size, *, groups, **options):
-    """Returns [B, *out, C]; offset_mask [B, *out, 3 * G * K or more], (group, offsets then mask)."""
+    """Returns [B, *out, C]; offset_mask [B, *out, G * K * 3 or more], (group, offset then mask)."""
     taps = int(np.prod(_per_axis(kernel_size, 2))) - options.get("remove_center", False)
     offset, mask = [], []
     for g in range(groups):

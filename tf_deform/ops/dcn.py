@@ -97,7 +97,11 @@ def dcnv4(
             are used as they are: DCNv4 has no softmax.
         kernel_size: int, or (height, width).
         groups: int, divides the channels.
-        strides, padding, dilation_rate, offset_scale, remove_center: as in `dcnv3`.
+        strides: as in `dcnv3`.
+        padding: as in `dcnv3`.
+        dilation_rate: as in `dcnv3`.
+        offset_scale: as in `dcnv3`.
+        remove_center: as in `dcnv3`.
 
     Returns:
         The sums in the dtype of `inputs`; half precision is accumulated in float32.

@@ -104,7 +104,7 @@ def shaped(name, tensor, expected, meaning):
 
 
 def feature_maps(name, maps):
-    """Returns a list of `[batch, height, width, channels]`, checked: same batch, channels, dtype."""
+    """Returns a list of `[batch, height, width, channels]`, equal in batch, channels and dtype."""
     if not isinstance(maps, list | tuple) or not maps:
         received = "none" if isinstance(maps, list | tuple) else f"a {type(maps).__name__}"
         raise ValueError(f"{name} must be a list of feature maps, received {received}")
