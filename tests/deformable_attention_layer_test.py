@@ -250,6 +250,5 @@ def test_a_small_encoder_trains_with_fit(rng):
     model = keras.Model(inputs, outputs)
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss)
-    history = model.fit(images, labels, batch_size=32, epochs=12, verbose=0).history["loss"]
-    print(history)
-    assert history[-1] < 0.5 * history[0]
+    history = model.fit(images, labels, batch_size=32, epochs=8, verbose=0).history["loss"]
+    assert history[-1] < 0.6 * history[0]

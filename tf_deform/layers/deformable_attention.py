@@ -87,14 +87,14 @@ class MultiScaleDeformableAttention(Projected):
             places * 2, width, "sampling_offsets", bias_initializer=self._initial_offsets
         )
         self.attention_weights = self._predictor(places, width, "attention_weights")
-        self.value_proj = self._projection(dim, *channels, "value_proj")
+        self.value_proj = self._projection(dim, maps[0][-1], "value_proj")
         self.output_proj = self._projection(width, dim, "output_proj")
 
     def call(self, query, reference_points, values, padding_masks=None):
         query = validation.shaped(
             "query",
             validation.floating("query", query),
-            [None, None, self.sampling_offsets.kernel.shape[0]],
+            [None, None, self.output_proj.units],
             "[batch, queries, channels]",
         )
         query = tf.cast(query, self.compute_dtype)
