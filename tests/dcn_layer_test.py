@@ -156,18 +156,18 @@ def test_derivatives_of_the_layers(rng, layer):
 
 @VERSIONS
 def test_offsets_stay_float32_under_mixed_precision(layer):
-    """The tap at 1001.3 reads a ramp; neighbouring halves are 0.5 apart there."""
-    layer = layer(1, groups=1, offset_scale=0.1, dtype="mixed_float16")
+    """The tap at 1001.3 reads a ramp; neighbouring halves are 0.5 apart there, 0.25 at 300.3."""
+    layer = layer(1, groups=1, dtype="mixed_float16")
     ramp = np.abs(np.arange(1024.0, dtype="float32") - 1001).reshape(1, 1, 1024, 1)
     layer(ramp)
     v3 = isinstance(layer, tfd.layers.DCNv3)
     (layer.input_proj if v3 else layer.value_proj).kernel.assign([[1.0]])
     layer.output_proj.kernel.assign([[1.0]])
-    bias = [8.0, 0.0] if v3 else [8.0, 0, 1, 0, 0, 0, 0, 0]
+    bias = [300.3, 0.0] if v3 else [300.3, 0, 1, 0, 0, 0, 0, 0]
     (layer.offset if v3 else layer.offset_mask).bias.assign(bias)
     out = layer(ramp)
     assert out.dtype == "float16"
-    np.testing.assert_allclose(out[0, 0, 999:1003, 0], [1.2, 0.2, 0.8, 1.8], atol=2e-3)
+    np.testing.assert_allclose(out[0, 0, 699:703, 0], [1.7, 0.7, 0.3, 1.3], atol=2e-3)
 
 
 @VERSIONS

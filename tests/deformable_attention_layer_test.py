@@ -127,11 +127,11 @@ def test_locations_stay_float32_under_mixed_precision(rng):
     mixed = tfd.layers.MultiScaleDeformableAttention(1, 1, num_points=1, dtype="mixed_float16")
     query = np.zeros([1, 1, 2], "float32")
     ramp = np.abs(np.arange(1024.0, dtype="float32") - 1001).reshape(1, 1, 1024, 1)
-    point = np.array([[[1001.8 / 1024, 0.5]]], "float32")
+    point = np.array([[[701.5 / 1024, 0.5]]], "float32")
     mixed(query, point, [ramp])
     mixed.value_proj.kernel.assign([[1.0]])
     mixed.output_proj.kernel.assign([[1.0, 1.0]])
-    mixed.sampling_offsets.bias.assign([0.0, 0.0])
+    mixed.sampling_offsets.bias.assign([300.3, 0.0])
     out = mixed(query, point, [ramp])
     assert out.dtype == "float16"
     np.testing.assert_allclose(out[0, 0], [0.3, 0.3], atol=1e-3)
