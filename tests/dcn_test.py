@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import oracles
 from conftest import (
+    MODES,
     TOLERANCE,
     check_derivatives,
     gradients,
@@ -114,8 +115,7 @@ def test_half_precision_is_accumulated_in_float32_at_float32_offsets(rng, versio
     assert relative_error(actual[:, :, last], expected[:, :, last]) < TOLERANCE[dtype]
 
 
-@VERSIONS
-@pytest.mark.parametrize("case", [SAME, CASES[3]], ids=["same", "dilated"])
+@pytest.mark.parametrize(("version", "case"), [("dcnv3", CASES[4]), ("dcnv4", CASES[3])])
 def test_derivatives_of_convolutions(rng, version, case):
     arrays, options = build(rng, version, case)
     check_derivatives(lambda *each: getattr(ops, version)(*each, **options), *arrays)
@@ -155,17 +155,22 @@ def test_pixels_outside_the_samples_cannot_leak(rng):
     assert np.all(np.isnan(actual[:, 4, 6]))
 
 
-@VERSIONS
-@pytest.mark.parametrize(
-    ("batch", "space", "output"), [(0, (5, 7), (3, 5)), (2, (2, 7), (0, 5)), (2, (0, 0), (0, 0))]
-)
+EMPTY = [(0, (5, 7), (3, 5)), (2, (2, 7), (0, 5)), (2, (0, 0), (0, 0))]
+EMPTY_IN_MODES = [
+    *(("eager", "dcnv3", *empty) for empty in EMPTY),
+    *(("eager", "dcnv4", *empty) for empty in EMPTY),
+    *(("jit", "dcnv3", *empty) for empty in EMPTY),
+]
+
+
+@pytest.mark.parametrize(("mode", "version", "batch", "space", "output"), EMPTY_IN_MODES)
 def test_nothing_gives_an_empty_result_and_zero_gradients(rng, mode, version, batch, space, output):
     arrays, options = build(rng, version, (batch, space, (3, 3), output, {}))
 
     def convolve(*each):
         return getattr(ops, version)(*each, **options)
 
-    out, *found = mode(lambda *each: (convolve(*each), *gradients(convolve, *each)))(*arrays)
+    out, *found = MODES[mode](lambda *each: (convolve(*each), *gradients(convolve, *each)))(*arrays)
     assert out.shape == (batch, *output, CHANNELS)
     assert [each.shape for each in found] == [each.shape for each in arrays]
     assert not any(map(np.any, found))

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 import oracles
 from conftest import (
+    MODES,
     TOLERANCE,
     check_derivatives,
     gradients,
@@ -102,9 +103,10 @@ def test_pixels_outside_the_samples_cannot_leak(rng):
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
+@pytest.mark.parametrize("mode", ["eager", "jit"])
 def test_no_images_or_queries_give_an_empty_result_and_zero_gradients(rng, mode, batch, queries):
     values, locations, weights = build(rng, batch=batch, queries=queries)
-    derived = mode(lambda *each: (attend(*each), *gradients(attend, *each)))
+    derived = MODES[mode](lambda *each: (attend(*each), *gradients(attend, *each)))
     out, *found = derived(locations, weights, *values)
     assert out.shape == (batch, queries, HEADS * DIM)
     assert [each.shape for each in found] == [each.shape for each in (locations, weights, *values)]

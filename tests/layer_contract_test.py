@@ -206,13 +206,7 @@ CASES = {
     ),
     "DCNv4": Case(
         "DCNv4",
-        lambda: {**DCN, "depthwise_kernel_size": 3, "output_bias": False},
-        (FEATURES,),
-        ((None, None, None, 4),),
-    ),
-    "DCNv4, neither projected nor convolved": Case(
-        "DCNv4",
-        lambda: {"kernel_size": 3, "groups": 1, "pointwise": False},
+        lambda: {**DCN, "depthwise_kernel_size": 3, "pointwise": False, "output_bias": False},
         (FEATURES,),
         ((None, None, None, 4),),
     ),
