@@ -1,5 +1,6 @@
 """Deformable convolution layers in one to three dimensions."""
 
+import contextlib
 import math
 
 import keras
@@ -194,6 +195,8 @@ class DeformableConv(keras.layers.Layer):
             offset = self._given("offset", offset, self._offsets)
             if modulation is not None:
                 modulation = self._given("modulation", modulation, self._masks)
+        for observer in _observers:
+            observer(self, inputs, offset)
         outputs = ops.deformable_conv(
             inputs,
             tf.convert_to_tensor(self.kernel),
@@ -379,6 +382,22 @@ class DeformableConv3D(DeformableConv):
     """
 
     rank = 3
+
+
+@contextlib.contextmanager
+def observed(observer):
+    """Returns a context manager in which each call of a layer calls `observer` as well.
+
+    The observer is given the layer, and its inputs and offsets, both channels-last.
+    """
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+_observers: list = []
 
 
 def _scale_gradient(tensor, scale):
