@@ -244,6 +244,8 @@ def _parts(kernel, bias, outputs, pooled_size=None):
     shapes = {f"{prefix}weight": (each, inputs, *size) for prefix, each in outputs.items()}
     parts = [_Part(kernel, shapes, make_kernel)]
     if bias is not None:
+        if len(outputs) == 1:  # those of a transposed convolution are not the kernel's last axis
+            outputs = dict.fromkeys(outputs, bias.shape[0])
         shapes = {f"{prefix}bias": (each,) for prefix, each in outputs.items()}
         parts.append(_Part(bias, shapes, lambda *pieces: np.concatenate(pieces)))
     return parts

@@ -8,9 +8,10 @@ It needs PyTorch, torchvision and, because torchvision's wheel is linked to CUDA
 
 Beside a PyTorch without CUDA, the CUDA functions that torchvision's extension names are replaced by
 stubs that return 0; nothing here calls them. Each .npz holds float64 arrays named "case/array", in
-PyTorch's layout, and as "options" the options of the cases in JSON.
+PyTorch's layout, and, but for that of the modules, as "options" the options of the cases in JSON.
 """
 
+import collections
 import ctypes
 import importlib.util
 import json
@@ -50,7 +51,7 @@ def load_stubs():
 if not torch.cuda.is_available():
     load_stubs()
 
-import torchvision.ops  # noqa: E402
+import torchvision  # noqa: E402
 
 DEFORM_CONV = {
     "plain": {},
@@ -140,6 +141,75 @@ def grid_sample(rng, name, **options):
     return run(torch.nn.functional.grid_sample, arrays, rng, **options)
 
 
+class DeformConv(torch.nn.Module):
+    """torchvision's module with a convolution for the offsets and one for the mask."""
+
+    def __init__(self):
+        super().__init__()
+        geometry = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2)}
+        self.conv = torchvision.ops.DeformConv2d(4, 6, groups=2, **geometry)
+        self.offset = torch.nn.Conv2d(4, 2 * 2 * 6, **geometry)
+        self.mask = torch.nn.Conv2d(4, 2 * 6, **geometry)
+
+    def forward(self, x):
+        return self.conv(x, self.offset(x), torch.sigmoid(self.mask(x)))
+
+
+class Pack(torch.nn.Module):
+    """The names, shapes and steps of mmcv's ModulatedDeformConv2dPack and DeformConv2dPack."""
+
+    def __init__(self, modulated):
+        super().__init__()
+        self.modulated, self.geometry = modulated, {"padding": 2, "dilation": (2, 1)}
+        self.weight = torch.nn.Parameter(torch.empty(6, 2, 3, 3))
+        if modulated:
+            self.bias = torch.nn.Parameter(torch.empty(6))
+        channels = 2 * (3 if modulated else 2) * 9  # two deformable groups
+        self.conv_offset = torch.nn.Conv2d(4, channels, 3, **self.geometry)
+
+    def forward(self, x):
+        bias = mask = None
+        offset = self.conv_offset(x)
+        if self.modulated:
+            first, second, mask = torch.chunk(offset, 3, dim=1)
+            offset = torch.cat((first, second), dim=1)
+            bias, mask = self.bias, torch.sigmoid(mask)
+        convolve = torchvision.ops.deform_conv2d
+        return convolve(x, offset, self.weight, bias, mask=mask, **self.geometry)
+
+
+def write_modules():
+    """Writes the weights of modules under the names of their state_dict, "input" and "output"."""
+    detection = torchvision.models.detection
+    box = {
+        "box_head": detection.faster_rcnn.TwoMLPHead(4 * 2 * 3, 5),
+        "box_predictor": detection.faster_rcnn.FastRCNNPredictor(5, 3),
+    }
+    mask = {
+        "mask_head": detection.mask_rcnn.MaskRCNNHeads(4, [5], 1),
+        "mask_predictor": detection.mask_rcnn.MaskRCNNPredictor(5, 6, 3),
+    }
+    modules = {
+        "deform_conv": DeformConv(),
+        "DCN": Pack(False),
+        "DCNv2": Pack(True),
+        "box": torch.nn.Sequential(collections.OrderedDict(box)),
+        "mask": torch.nn.Sequential(collections.OrderedDict(mask)),
+    }
+    rng, arrays = np.random.default_rng(0), {}
+    for name, module in modules.items():
+        module.double()
+        for each in module.parameters():
+            each.data = tensor(np.round(rng.normal(0, 25, each.shape)) / 64)  # few bits: small
+        image = rng.normal(size=(2, 4, *((2, 3) if name == "box" else (5, 6))))
+        output = module(tensor(image))
+        if isinstance(output, tuple):
+            output = torch.cat(output, dim=1)  # scores, then boxes
+        stored = {**module.state_dict(), "input": tensor(image), "output": output}
+        arrays.update({f"{name}/{key}": each.detach().numpy() for key, each in stored.items()})
+    save("torchvision_modules", arrays)
+
+
 def run(operator, arrays, rng, *differentiated, **options):
     """Returns the arrays, the output, an upstream gradient, and the gradients to the arrays."""
     tensors = {name: tensor(array) for name, array in arrays.items()}
@@ -166,9 +236,13 @@ def write(name, cases, make):
         rng = np.random.default_rng(seed)
         made = make(rng, case, **options) if make is grid_sample else make(rng, **options)
         arrays.update({f"{case}/{each}": array for each, array in made.items()})
+    save(name, arrays)
+
+
+def save(name, arrays):
     path = FOLDER / f"{name}.npz"
     np.savez_compressed(path, **arrays)
-    print(f"{path.name}: {len(cases)} cases, {path.stat().st_size // 1000} kB")
+    print(f"{path.name}: {len(arrays)} arrays, {path.stat().st_size // 1000} kB")
 
 
 if __name__ == "__main__":
@@ -177,3 +251,4 @@ if __name__ == "__main__":
     write("torchvision_roi_align", ROI_ALIGN, roi_align)
     write("torchvision_ps_roi_align", PS_ROI_ALIGN, ps_roi_align)
     write("torch_grid_sample", GRID_SAMPLE, grid_sample)
+    write_modules()
