@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -63,7 +63,7 @@ class OffsetMonitor(keras.callbacks.Callback):
         self.inputs = inputs
         self.log_dir = log_dir
         self.statistics = {}
-        self._writer = None
+        self._writer: Any = None
         self._warned = False
 
     def on_train_begin(self, logs=None):
@@ -87,7 +87,7 @@ class OffsetMonitor(keras.callbacks.Callback):
         self._writer.close()
 
     def _measure(self, when):
-        calls = {}
+        calls: dict = {}
 
         def observer(layer, inputs, offset):
             calls.setdefault(layer, []).append(_observe(layer, inputs, offset))
