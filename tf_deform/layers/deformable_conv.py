@@ -97,8 +97,15 @@ class DeformableConv(keras.layers.Layer):
             raise ValueError(
                 f"filters must be divisible by groups, received {filters} and {groups}"
             )
-        if max_offset is not None and not max_offset > 0:
-            raise ValueError(f"max_offset must be None or above 0, received {max_offset!r}")
+        if max_offset is not None and not 0 < max_offset < math.inf:
+            raise ValueError(
+                f"max_offset must be None or finite and above 0, received {max_offset!r}"
+            )
+        if not 0 <= offset_gradient_scale < math.inf:
+            raise ValueError(
+                "offset_gradient_scale must be finite and at least 0, received "
+                f"{offset_gradient_scale!r}"
+            )
         self.filters = filters
         self.kernel_size = validation.per_axis("kernel_size", kernel_size, self.rank)
         self.strides = validation.per_axis("strides", strides, self.rank)
