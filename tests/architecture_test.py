@@ -42,14 +42,16 @@ LEVELS = {
     "tf_deform.ops.recomputation": 2,
     "tf_deform.ops.sampling": 3,
     "tf_deform.ops.bins": 4,
+    "tf_deform.ops.deformable_conv": 4,
     "tf_deform.ops.*": 5,
     "tf_deform.ops": 6,
-    "tf_deform.layers.*": 7,
-    "tf_deform.layers": 8,
-    "tf_deform.backbone": 9,
-    "tf_deform.callbacks": 9,
-    "tf_deform.convert": 9,
-    "tf_deform": 10,
+    "tf_deform.layers.projections": 7,
+    "tf_deform.layers.*": 8,
+    "tf_deform.layers": 9,
+    "tf_deform.backbone": 10,
+    "tf_deform.callbacks": 10,
+    "tf_deform.convert": 10,
+    "tf_deform": 11,
 }
 
 # What stands at the top of the repository; the user fixed most of these names.
@@ -121,7 +123,10 @@ def test_private_names_stay_in_their_module(module):
 # The API: names, order, defaults and what is keyword-only, as ../shared/api.md promises them. The
 # convolution layers follow Keras's, see deformable_conv_layer_test.
 
-SIGNATURES = """
+PROJECTIONS = """kernel_initializer="glorot_uniform", bias_initializer="zeros",
+    kernel_regularizer=None, bias_regularizer=None, activity_regularizer=None,
+    kernel_constraint=None, bias_constraint=None"""
+SIGNATURES = f"""
 sample(values, points, *, interpolation="bilinear", padding_mode="zeros")
 weighted_sample(values, points, weights=None, image_index=None)
 deformable_conv(inputs, kernel, offset, mask=None, *, strides=1, padding="valid", dilation_rate=1)
@@ -134,6 +139,11 @@ deformable_roi_pool(features, boxes, box_indices, offset, output_size, *, mask=N
     spatial_scale=1.0, sampling_ratio=2, gamma=0.1)
 deformable_ps_roi_pool(features, boxes, box_indices, offset, output_size, *, output_channels,
     group_size, part_size, sample_per_part=4, trans_std=0.1, spatial_scale=1.0)
+multi_scale_deformable_attention(values, locations, weights)
+dcnv3(inputs, offset, mask, kernel_size, *, strides=1, padding="valid", dilation_rate=1,
+    offset_scale=1.0, remove_center=False)
+dcnv4(inputs, offset_mask, kernel_size, *, groups, strides=1, padding="valid", dilation_rate=1,
+    offset_scale=1.0, remove_center=False)
 affine_grid(theta, output_size, *, align_corners=False)
 projective_grid(theta, output_size, *, align_corners=False)
 thin_plate_spline_grid(displacements, output_size, *, control_points=(4, 4), align_corners=False)
@@ -149,6 +159,13 @@ DeformableRoIPooling(output_size, *, spatial_scale=1.0, sampling_ratio=2, gamma=
     modulated=False, offset_units=(1024,), bounding_box_format="xyxy")
 DeformablePSRoIPooling(output_size, output_channels, *, group_size, part_size, sample_per_part=4,
     trans_std=0.1, spatial_scale=1.0, bounding_box_format="xyxy")
+MultiScaleDeformableAttention(num_heads, key_dim, *, num_points=4, {PROJECTIONS})
+DCNv3(kernel_size=3, *, strides=1, dilation_rate=1, groups=4, offset_scale=1.0,
+    depthwise_kernel_size=None, center_feature_scale=False, remove_center=False,
+    activation="gelu", {PROJECTIONS})
+DCNv4(kernel_size=3, *, strides=1, dilation_rate=1, groups=4, offset_scale=1.0,
+    depthwise_kernel_size=None, center_feature_scale=False, remove_center=False, pointwise=True,
+    output_bias=True, {PROJECTIONS})
 SpatialTransformer(localization, transformation="affine", output_size=None, *,
     interpolation="bilinear", padding_mode="zeros", align_corners=False, control_points=(4, 4))
 GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=False)
@@ -178,6 +195,11 @@ CALLS = {
     "PSRoIAlign": "(self, features, boxes)",
     "DeformableRoIPooling": "(self, features, boxes, offset=None)",
     "DeformablePSRoIPooling": "(self, features, boxes, offset=None)",
+    "MultiScaleDeformableAttention": (
+        "(self, query, reference_points, values, padding_masks=None)"
+    ),
+    "DCNv3": "(self, inputs)",
+    "DCNv4": "(self, inputs)",
     "SpatialTransformer": "(self, inputs, parameters=None)",
     "GridSample": "(self, inputs, grid)",
 }

@@ -81,6 +81,28 @@ def spatial_transformers(size):
     return joined(inputs, outputs)
 
 
+def attention(size):
+    queries = None if None in size else 5
+    inputs = [
+        keras.Input((*size, CHANNELS)),
+        keras.Input((queries, 4)),
+        keras.Input((queries, 2)),
+        keras.Input((queries, 3, 4)),
+    ]
+    features, query, points, boxes = inputs
+    maps = [features, keras.layers.AveragePooling2D(2)(features), features]
+    masks = [each[..., 0] > -1 for each in maps]
+    attend = tfd.layers.MultiScaleDeformableAttention
+    outputs = [
+        attend(2, 3)(query, points, maps[:2]),
+        attend(3, 2, num_points=2)(query, boxes, maps, masks),
+    ]
+    options = {"strides": (1, 2), "groups": 2, "depthwise_kernel_size": (1, 3)}
+    for layer in (tfd.layers.DCNv3, tfd.layers.DCNv4):
+        outputs.append(layer((2, 3), center_feature_scale=True, **options)(features))
+    return joined(inputs, outputs)
+
+
 def joined(inputs, outputs):
     """Returns a model with random weights, all outputs in one row."""
     flat = [keras.layers.Flatten()(each) for each in outputs]
@@ -95,6 +117,7 @@ FAMILIES = {
     "convolutions": convolutions,
     "roi_pooling": roi_pooling,
     "spatial_transformers": spatial_transformers,
+    "attention": attention,
 }
 SIZES = {"small": (9, 7), "large": (10, 12)}
 
@@ -105,6 +128,10 @@ def arguments_of(family, size, batch=2):
         "convolutions": [],
         "roi_pooling": [rng.uniform([0, 0, 7, 7], [7, 7, 14, 14], (batch, 3, 4))],
         "spatial_transformers": [rng.uniform(-1.1, 1.1, (batch, 4, 5, 2))],
+        "attention": [
+            rng.normal(size=(batch, 5, 4)),
+            *(rng.uniform(0, 1, (batch, *shape)) for shape in ((5, 2), (5, 3, 4))),
+        ],
     }[family]
     arguments = [rng.normal(size=(batch, *size, CHANNELS)), *second]
     return [each.astype("float32") for each in arguments]

@@ -23,7 +23,8 @@ BOXES = (2, 3, 4)
 class Case(NamedTuple):
     """A layer with options that are none of the defaults, and the shapes of what it is called on.
 
-    The first entry of the shapes are features, which may be a list; the others are coordinates.
+    The first entry of the shapes are features; the others are coordinates, or maps that are neither
+    rounded nor resized. Either may be a list.
     """
 
     layer: str
@@ -50,6 +51,27 @@ CONVOLUTION = {
     "max_offset": 3.0,
     "offset_kernel_initializer": "random_normal",
     "offset_gradient_scale": 0.5,
+}
+
+
+PROJECTIONS = {
+    "kernel_initializer": "he_normal",
+    "bias_initializer": "ones",
+    "kernel_regularizer": "l2",
+    "bias_regularizer": "l1",
+    "activity_regularizer": "l2",
+    "kernel_constraint": "max_norm",
+    "bias_constraint": "unit_norm",
+}
+DCN = {
+    **PROJECTIONS,
+    "kernel_size": (1, 3),
+    "strides": (1, 2),
+    "dilation_rate": (1, 2),
+    "groups": 2,
+    "offset_scale": 0.7,
+    "center_feature_scale": True,
+    "remove_center": True,
 }
 
 
@@ -170,6 +192,24 @@ CASES = {
         (FEATURES, BOXES, (2, 3, 3, 3, 2)),
         ((None, None, None, 4), (None, None, 4), (None, None, 3, 3, 2)),
     ),
+    "MultiScaleDeformableAttention": Case(
+        "MultiScaleDeformableAttention",
+        lambda: {**PROJECTIONS, "num_heads": 3, "key_dim": 2, "num_points": 2},
+        ((2, 3, 4), (2, 3, 2, 4), [(2, 8, 6, 5), (2, 4, 3, 5)]),
+        ((None, None, 4), (None, None, 2, 4), [(None, None, None, 5)] * 2),
+    ),
+    "DCNv3": Case(
+        "DCNv3",
+        lambda: {**DCN, "depthwise_kernel_size": (5, 3), "activation": "silu"},
+        (FEATURES,),
+        ((None, None, None, 4),),
+    ),
+    "DCNv4": Case(
+        "DCNv4",
+        lambda: {**DCN, "depthwise_kernel_size": 3, "pointwise": False, "output_bias": False},
+        (FEATURES,),
+        ((None, None, None, 4),),
+    ),
     "GridSample": Case(
         "GridSample",
         lambda: {"interpolation": "bicubic", "padding_mode": "reflection", "align_corners": True},
@@ -227,7 +267,7 @@ def arguments_of(case, dtype="float32", shapes=None):
 
     first, *others = case.shapes if shapes is None else shapes
     (features,) = map_shapes(lambda shape: rng.normal(size=shape).astype(dtype), [first])
-    return [features, *map(coordinates, others)]
+    return [features, *map_shapes(coordinates, others)]
 
 
 def randomize(layer):

@@ -220,6 +220,81 @@ def _pads(padding, space, strides, reach):
     return np.transpose(padding)
 
 
+# DCNv3 and DCNv4
+
+
+def dcnv3(
+    inputs,
+    offset,
+    mask,
+    kernel_size,
+    *,
+    strides=1,
+    padding="valid",
+    dilation_rate=1,
+    offset_scale=1.0,
+    remove_center=False,
+):
+    """Returns [B, *out, C].
+
+    offset [B, *out, G * K * 2], (group, tap, (x, y)); mask [B, *out, G * K], (group, tap). Taps run
+    down the kernel's first column, then down its second, and so on.
+    """
+    inputs, offset, mask = _float64(inputs), _float64(offset), _float64(mask)
+    height, width = _per_axis(kernel_size, 2)
+    strides, dilation = _per_axis(strides, 2), _per_axis(dilation_rate, 2)
+    taps = [np.array([row, column]) for column in range(width) for row in range(height)]
+    if remove_center:
+        del taps[len(taps) // 2]
+    groups = mask.shape[-1] // len(taps)
+    reach = (np.array([height, width]) - 1) * dilation
+    before, _ = _pads(padding, np.array(inputs.shape[1:3]), strides, reach)
+    offset = offset.reshape(*offset.shape[:3], groups, len(taps), 2)
+    mask = mask.reshape(*mask.shape[:3], groups, len(taps))
+    result = np.zeros((*mask.shape[:3], inputs.shape[-1]))
+    for b, row, column, g, t in np.ndindex(*mask.shape):
+        x, y = offset[b, row, column, g, t]
+        middle = [row, column] * strides - before + reach // 2
+        point = middle + (taps[t] * dilation - reach // 2 + [y, x]) * offset_scale
+        channels = _share(g, groups, inputs.shape[-1])
+        sampled = linear_sample(inputs[b][..., channels], point)
+        result[b, row, column, channels] += mask[b, row, column, g, t] * sampled
+    return result
+
+
+def dcnv4(inputs, offset_mask, kernel_size, *, groups, **options):
+    """Returns [B, *out, C]; offset_mask [B, *out, G * K * 3 or more], (group, offset then mask)."""
+    taps = int(np.prod(_per_axis(kernel_size, 2))) - options.get("remove_center", False)
+    offset, mask = [], []
+    for g in range(groups):
+        start = 3 * taps * g
+        offset.append(_float64(offset_mask)[..., start : start + 2 * taps])
+        mask.append(_float64(offset_mask)[..., start + 2 * taps : start + 3 * taps])
+    offset, mask = np.concatenate(offset, axis=-1), np.concatenate(mask, axis=-1)
+    return dcnv3(inputs, offset, mask, kernel_size, **options)
+
+
+# Deformable attention
+
+
+def multi_scale_deformable_attention(values, locations, weights):
+    """Returns [B, Q, H * D]; values [B, h, w, H * D] a level, locations [B, Q, H, L, P, (x, y)].
+
+    Locations are normalised, 0 and 1 being the images' edges; weights [B, Q, H, L, P].
+    """
+    locations, weights = _float64(locations), _float64(weights)
+    batch, queries, heads, levels, points, _ = locations.shape
+    result = np.zeros((batch, queries, values[0].shape[-1]))
+    for b, q, head, level, p in np.ndindex(batch, queries, heads, levels, points):
+        channels = _share(head, heads, result.shape[-1])
+        image = values[level][b]
+        x, y = locations[b, q, head, level, p]
+        point = y * image.shape[0] - 0.5, x * image.shape[1] - 0.5
+        sampled = linear_sample(image[..., channels], np.array(point))
+        result[b, q, channels] += weights[b, q, head, level, p] * sampled
+    return result
+
+
 # RoI pooling: features [B, height, width, C], boxes [rois, (x_min, y_min, x_max, y_max)]
 
 

@@ -68,6 +68,27 @@ def deformable_ps_roi_pool(offset=None, channels=24, **options):
     return ops.deformable_ps_roi_pool(features, z(3, 4), [0, 1, 0], offset, 2, **options)
 
 
+def attention(values=None, locations=None, weights=None):
+    values = [z(2, 5, 7, 6), z(2, 3, 4, 6)] if values is None else values
+    locations = z(2, 4, 3, 2, 5, 2) if locations is None else locations
+    weights = z(2, 4, 3, 2, 5) if weights is None else weights
+    return ops.multi_scale_deformable_attention(values, locations, weights)
+
+
+def dcnv3(inputs=None, offset=None, mask=None, kernel_size=(3, 1), **options):
+    inputs = z(2, 5, 7, 4) if inputs is None else inputs
+    offset = z(2, 3, 7, 12) if offset is None else offset
+    return ops.dcnv3(
+        inputs, offset, z(2, 3, 7, 6) if mask is None else mask, kernel_size, **options
+    )
+
+
+def dcnv4(inputs=None, offset_mask=None, kernel_size=(3, 1), groups=2, **options):
+    inputs = z(2, 5, 7, 4) if inputs is None else inputs
+    offset_mask = z(2, 3, 7, 24) if offset_mask is None else offset_mask
+    return ops.dcnv4(inputs, offset_mask, kernel_size, groups=groups, **options)
+
+
 # The call, its bad argument, and that argument's name if it is another than its keyword.
 WRONG_SHAPES = [
     (weighted_sample, {"values": z(2, 5, 3)}),
@@ -113,6 +134,30 @@ WRONG_SHAPES = [
     (multi_scale, {"features": [], "scales": ()}, "scales"),
     (multi_scale, {"features": [z(2, 8, 9, 3), z(2, 4, 5, 4)]}, r"features\[1\]"),
     (multi_scale, {"features": [z(2, 8, 9, 3), z(1, 4, 5, 3)]}, r"features\[1\]"),
+    (multi_scale, {"features": [z(8, 9, 3), z(2, 4, 5, 3)]}, r"features\[0\]"),
+    (attention, {"values": []}),
+    (attention, {"values": z(2, 5, 7, 6)}),
+    (attention, {"values": [z(2, 5, 7), z(2, 3, 4)]}, r"values\[0\]"),
+    (attention, {"values": [z(2, 5, 7, 6), z(2, 3, 4, 3)]}, r"values\[1\]"),
+    (attention, {"values": [z(2, 5, 7, 6), z(3, 3, 4, 6)]}, r"values\[1\]"),
+    (attention, {"values": [z(2, 5, 7, 4), z(2, 3, 4, 4)]}),  # in 3 heads
+    (attention, {"values": [z(2, 5, 7, 6)]}, "locations"),
+    (attention, {"locations": z(2, 4, 3, 2, 5, 4)}),
+    (attention, {"locations": z(1, 4, 3, 2, 5, 2)}),
+    (attention, {"locations": z(2, 4, 3, 2, 0, 2)}),
+    (attention, {"locations": z(2, 4, 0, 2, 5, 2)}),
+    (attention, {"locations": z(2, 4, 3, 5, 2)}),
+    (attention, {"weights": z(2, 4, 3, 2, 4)}),
+    (attention, {"weights": z(2, 4, 3, 10)}),
+    (dcnv3, {"inputs": z(5, 7, 4)}),
+    (dcnv3, {"offset": z(2, 3, 7, 6)}),
+    (dcnv3, {"offset": z(2, 5, 7, 12)}),
+    (dcnv3, {"mask": z(2, 3, 7, 5)}),
+    (dcnv3, {"mask": z(2, 3, 7, 0)}),
+    (dcnv3, {"mask": z(2, 3, 7, 9)}),  # 3 groups of 4 channels
+    (dcnv3, {"mask": z(1, 3, 7, 6)}),
+    (dcnv4, {"offset_mask": z(2, 3, 7, 18)}),
+    (dcnv4, {"offset_mask": z(2, 5, 7, 24)}),
     (ps_roi_align, {"channels": 7}, "features"),
     (deformable_roi_pool, {"offset": z(3, 2, 3, 3)}),
     (deformable_roi_pool, {"offset": z(3, 3, 2, 2)}),
@@ -153,6 +198,15 @@ WRONG_VALUES = [
     (roi_align, {"sampling_ratio": (2,)}),
     (roi_align, {"sampling_ratio": None}),
     (multi_scale, {"scales": (-0.5, 0.25)}),
+    (dcnv3, {"kernel_size": 0}),
+    (dcnv3, {"kernel_size": (3, 1, 1)}),
+    (dcnv3, {"kernel_size": (2, 3), "remove_center": True}),
+    (dcnv3, {"kernel_size": 1, "remove_center": True}),
+    (dcnv3, {"strides": 0}),
+    (dcnv3, {"dilation_rate": 1.5}),
+    (dcnv3, {"padding": "causal"}),
+    (dcnv4, {"groups": 0}),
+    (dcnv4, {"groups": 3}),
     (ps_roi_align, {"output_size": 0}),
     (deformable_ps_roi_pool, {"group_size": 0}),
     (deformable_ps_roi_pool, {"part_size": -1}),
@@ -192,6 +246,14 @@ WRONG_DTYPES = [
     (roi_align, {"box_indices": (0.0, 1.0, 0.0)}),
     (multi_scale, {"features": [z(2, 8, 9, 3), integers(2, 4, 5, 3)]}, r"features\[1\]"),
     (multi_scale, {"features": [z(2, 8, 9, 3), z(2, 4, 5, 3, dtype=np.float64)]}, r"features\[1\]"),
+    (attention, {"values": [integers(2, 5, 7, 6), z(2, 3, 4, 6)]}, r"values\[0\]"),
+    (attention, {"values": [z(2, 5, 7, 6), z(2, 3, 4, 6, dtype=np.float16)]}, r"values\[1\]"),
+    (attention, {"locations": integers(2, 4, 3, 2, 5, 2)}),
+    (attention, {"weights": integers(2, 4, 3, 2, 5)}),
+    (dcnv3, {"inputs": integers(2, 5, 7, 4)}),
+    (dcnv3, {"offset": integers(2, 3, 7, 12)}),
+    (dcnv3, {"mask": integers(2, 3, 7, 6)}),
+    (dcnv4, {"offset_mask": integers(2, 3, 7, 24)}),
     (deformable_roi_pool, {"offset": integers(3, 2, 3, 2)}),
     (deformable_roi_pool, {"mask": integers(3, 2, 3)}),
     (deformable_ps_roi_pool, {"offset": integers(3, 3, 3, 4)}),
@@ -230,6 +292,9 @@ def test_a_bad_dtype_is_named_with_what_is_expected_and_received(call):
         deformable_conv,
         roi_align,
         multi_scale,
+        attention,
+        dcnv3,
+        dcnv4,
         ps_roi_align,
         deformable_roi_pool,
         deformable_ps_roi_pool,
@@ -269,6 +334,8 @@ AT_RUN_TIME = [
         {"mask": z(2, 3, 5, 12)},
     ),
     (roi_align, {"boxes": z(3, 4), "box_indices": integers(3)}, {"box_indices": integers(2)}),
+    (dcnv3, {"offset": z(2, 3, 7, 12), "mask": z(2, 3, 7, 6)}, {"mask": z(2, 5, 7, 6)}),
+    (dcnv4, {"offset_mask": z(2, 3, 7, 24)}, {"offset_mask": z(2, 3, 5, 24)}),
     (deformable_roi_pool, {"offset": z(3, 2, 3, 2)}, {"offset": z(2, 2, 3, 2)}),
     (deformable_roi_pool, {"mask": z(3, 2, 3)}, {"mask": z(2, 2, 3)}),
     (deformable_ps_roi_pool, {"offset": z(3, 3, 3, 4)}, {"offset": z(1, 3, 3, 4)}),
@@ -325,12 +392,31 @@ def test_an_image_outside_the_batch_is_an_error(function, name, index, mode):
         (deformable_conv, "mask"),
         (roi_align, "features"),
         (roi_align, "boxes"),
+        (attention, "locations"),
+        (attention, "weights"),
+        (dcnv3, "inputs"),
+        (dcnv3, "offset"),
+        (dcnv3, "mask"),
+        (dcnv4, "offset_mask"),
     ],
 )
 def test_a_tensor_of_unknown_rank_is_named(function, name):
     unknown = tf.function(lambda tensor: function(**{name: tensor}), autograph=False)
     with pytest.raises(ValueError, match=rf"^{name} must "):
         unknown.get_concrete_function(tf.TensorSpec(None, tf.float32))
+
+
+def test_attention_weights_of_other_queries_are_named_at_run_time():
+    signature = [
+        tf.TensorSpec([None, None, *shape], tf.float32) for shape in ((3, 2, 5, 2), (3, 2, 5))
+    ]
+    traced = tf.function(
+        lambda locations, weights: attention(None, locations, weights), input_signature=signature
+    )
+    traced(z(2, 6, 3, 2, 5, 2), z(2, 6, 3, 2, 5))
+    words = "weights must have shape [batch, queries, heads, levels, points]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(words)):
+        traced(z(2, 6, 3, 2, 5, 2), z(2, 5, 3, 2, 5))
 
 
 def test_a_number_of_points_unknown_while_tracing_is_named():

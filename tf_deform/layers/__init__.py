@@ -1,5 +1,7 @@
 """The operators as Keras layers."""
 
+from tf_deform.layers.dcn import DCNv3, DCNv4
+from tf_deform.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deform.layers.deformable_conv import (
     DeformableConv1D,
     DeformableConv2D,
@@ -15,12 +17,15 @@ from tf_deform.layers.roi_pooling import (
 from tf_deform.layers.spatial_transformer import GridSample, SpatialTransformer
 
 __all__ = [
+    "DCNv3",
+    "DCNv4",
     "DeformableConv1D",
     "DeformableConv2D",
     "DeformableConv3D",
     "DeformablePSRoIPooling",
     "DeformableRoIPooling",
     "GridSample",
+    "MultiScaleDeformableAttention",
     "MultiScaleRoIAlign",
     "PSRoIAlign",
     "RoIAlign",

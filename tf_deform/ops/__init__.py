@@ -1,5 +1,7 @@
 """The operators as functions of tensors, all channels-last."""
 
+from tf_deform.ops.dcn import dcnv3, dcnv4
+from tf_deform.ops.deformable_attention import multi_scale_deformable_attention
 from tf_deform.ops.deformable_conv import deformable_conv
 from tf_deform.ops.grids import (
     affine_grid,
@@ -18,10 +20,13 @@ from tf_deform.ops.sampling import sample, weighted_sample
 
 __all__ = [
     "affine_grid",
+    "dcnv3",
+    "dcnv4",
     "deformable_conv",
     "deformable_ps_roi_pool",
     "deformable_roi_pool",
     "grid_sample",
+    "multi_scale_deformable_attention",
     "multi_scale_roi_align",
     "projective_grid",
     "ps_roi_align",

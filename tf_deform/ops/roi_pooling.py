@@ -123,23 +123,8 @@ def multi_scale_roi_align(
         )
     if min(scales) <= 0:
         raise ValueError(f"scales must be above 0, received {scales!r}")
-    first, boxes, box_indices = _checked(features[0], boxes, box_indices)
-    batch, _, _, channels = validation.sizes(first)
-    levels = [
-        validation.shaped(
-            f"features[{index}]",
-            validation.floating(f"features[{index}]", level),
-            [batch, None, None, channels],
-            "[batch, height, width, channels] as in features[0]",
-        )
-        for index, level in enumerate(features)
-    ]
-    for index, level in enumerate(levels):
-        if level.dtype != first.dtype:
-            raise TypeError(
-                f"features[{index}] must have the dtype of features[0], {first.dtype.name}, "
-                f"received {level.dtype.name}"
-            )
+    levels = validation.feature_maps("features", features)
+    first, boxes, box_indices = _checked(levels[0], boxes, box_indices)
     level = _levels(boxes, scales, canonical_size, canonical_level)
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
     scale = tf.gather(tf.constant(scales, boxes.dtype), level)[:, None]

@@ -103,6 +103,27 @@ def shaped(name, tensor, expected, meaning):
     )
 
 
+def feature_maps(name, maps):
+    """Returns a list of `[batch, height, width, channels]`, equal in batch, channels and dtype."""
+    if not isinstance(maps, list | tuple) or not maps:
+        received = "none" if isinstance(maps, list | tuple) else f"a {type(maps).__name__}"
+        raise ValueError(f"{name} must be a list of feature maps, received {received}")
+    checked: list[tf.Tensor] = []
+    for index, each in enumerate(maps):
+        each = floating(f"{name}[{index}]", each)
+        expected, meaning = [None] * 4, "[batch, height, width, channels]"
+        if checked:
+            batch, _, _, channels = sizes(checked[0])
+            expected, meaning = [batch, None, None, channels], f"{meaning} as in {name}[0]"
+            if each.dtype != checked[0].dtype:
+                raise TypeError(
+                    f"{name}[{index}] must have the dtype of {name}[0], {checked[0].dtype.name}, "
+                    f"received {each.dtype.name}"
+                )
+        checked.append(shaped(f"{name}[{index}]", each, expected, meaning))
+    return checked
+
+
 def satisfying(tensor, condition, *data):
     """Returns `tensor`, whose use raises InvalidArgumentError with `data` unless `condition`.
 

@@ -1,0 +1,277 @@
+"""Layers of depthwise deformable convolution with weights for every pixel: DCNv3 and DCNv4."""
+
+import keras
+import tensorflow as tf
+
+from tf_deform import ops
+from tf_deform.layers.projections import Projected
+from tf_deform.ops import validation
+from tf_deform.ops.dcn import kernel_taps, offset_mask_channels
+
+
+class DCN(Projected):
+    """What DCNv3 and DCNv4 share: a convolution that is padded to have its inputs' size."""
+
+    def __init__(
+        self,
+        kernel_size=3,
+        *,
+        strides=1,
+        dilation_rate=1,
+        groups=4,
+        offset_scale=1.0,
+        depthwise_kernel_size=None,
+        center_feature_scale=False,
+        remove_center=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.kernel_size = validation.per_axis("kernel_size", kernel_size, 2)
+        self.strides = validation.per_axis("strides", strides, 2)
+        self.dilation_rate = validation.per_axis("dilation_rate", dilation_rate, 2)
+        validation.at_least(1, groups=groups)
+        self.groups = groups
+        self.offset_scale = offset_scale
+        if depthwise_kernel_size is not None:
+            depthwise_kernel_size = validation.per_axis(
+                "depthwise_kernel_size", depthwise_kernel_size, 2
+            )
+        self.depthwise_kernel_size = depthwise_kernel_size
+        self.center_feature_scale = center_feature_scale
+        self.remove_center = remove_center
+        self._taps = len(kernel_taps(self.kernel_size, remove_center))
+
+    @property
+    def _options(self):
+        return [
+            *("kernel_size", "strides", "dilation_rate", "groups", "offset_scale"),
+            *("depthwise_kernel_size", "center_feature_scale", "remove_center"),
+        ]
+
+    def build(self, inputs_shape):
+        channels = inputs_shape[-1]
+        if len(inputs_shape) != 4 or channels is None or channels % self.groups:
+            raise ValueError(
+                "inputs must have shape [batch, height, width, channels] with known channels "
+                f"divisible by groups={self.groups}, received {inputs_shape}"
+            )
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: channels})
+        if self.center_feature_scale:
+            self.center_feature_scale_proj = self._predictor(
+                self.groups, channels, "center_feature_scale_proj"
+            )
+
+    def compute_output_shape(self, inputs_shape):
+        batch, *space, channels = inputs_shape
+        space = [
+            None if size is None else -(-size // stride)
+            for size, stride in zip(space, self.strides, strict=True)
+        ]
+        return (batch, *space, channels)
+
+    def _inputs(self, inputs):
+        return tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
+
+    def _depthwise(self, kernel_size, channels, name):
+        """Returns a depthwise convolution, built, with the initial weights of the original."""
+        bound = (kernel_size[0] * kernel_size[1]) ** -0.5
+        conv = keras.layers.DepthwiseConv2D(
+            kernel_size,
+            padding="same",
+            depthwise_initializer=keras.initializers.RandomUniform(-bound, bound),
+            bias_initializer=keras.initializers.RandomUniform(-bound, bound),
+            dtype=self._wide,
+            name=name,
+        )
+        conv.build((None, None, None, channels))
+        return conv
+
+    def _at_outputs(self, features):
+        """Returns what of the features lies under the middle of an output's taps."""
+        if self.strides == (1, 1):
+            return features
+        return features[:, :: self.strides[0], :: self.strides[1]]
+
+    @property
+    def _geometry(self):
+        """The options of the operator, padded so that outputs lie on every stride-th input."""
+        reach = [(k - 1) * d for k, d in zip(self.kernel_size, self.dilation_rate, strict=True)]
+        return {
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": [(each // 2, each - each // 2) for each in reach],
+            "dilation_rate": self.dilation_rate,
+            "offset_scale": self.offset_scale,
+            "remove_center": self.remove_center,
+        }
+
+    def _with_center(self, outputs, projected, features):
+        """Returns the outputs, if wanted blended with the features projected, group by group."""
+        if not self.center_feature_scale:
+            return outputs
+        shape = validation.sizes(outputs)
+        by_group = [*shape[:3], self.groups, shape[3] // self.groups]
+        scale = tf.sigmoid(self.center_feature_scale_proj(features))[..., None]
+        scale = tf.cast(scale, outputs.dtype)  # [batch, height, width, groups, 1]
+        outputs = tf.reshape(outputs, by_group) * (1 - scale)
+        outputs += tf.reshape(self._at_outputs(projected), by_group) * scale
+        return tf.reshape(outputs, shape)
+
+
+class _LayerNormalization(keras.layers.LayerNormalization):
+    """Keras's, with second derivatives: tf.nn.moments stops the gradient of the mean."""
+
+    def call(self, inputs):
+        centred = inputs - tf.reduce_mean(inputs, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        return centred * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
+
+
+@keras.saving.register_keras_serializable("tf_deform")
+class DCNv3(DCN):
+    """Returns `[batch, height, width, channels]`: its inputs, sampled where it predicts and summed.
+
+    For each pixel and group of channels the layer predicts, by a depthwise convolution, layer
+    normalisation, an activation and linear layers, how far each tap of a kernel moves, and by a
+    softmax over the taps how much it counts. What is sampled is a projection of the inputs, and the
+    sums are projected once more. An untrained layer averages over the kernel.
+
+    Args:
+        kernel_size: int, or (height, width).
+        strides: int, or (height, width): there is an output for every so many inputs.
+        dilation_rate: int, or (height, width).
+        groups: int, groups of channels with offsets and weights of their own.
+        offset_scale: factor on offsets and on the taps' distances from the centre.
+        depthwise_kernel_size: of the predicting convolution, int or (height, width); None: that of
+            `kernel_size`.
+        center_feature_scale: whether to blend the sums with the projected inputs, by a predicted
+            share for each pixel and group, before the last projection.
+        remove_center: whether to leave out the tap at the centre; for odd kernels.
+        activation: of the prediction.
+        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
+            activity_regularizer, kernel_constraint, bias_constraint: of the two projections. What
+            predicts starts as published, offsets and weights at zero.
+
+    Call arguments:
+        inputs: `[batch, height, width, channels]`.
+
+    Raises:
+        ValueError, TypeError: an option, shape or dtype that does not fit.
+
+    Source: Wang et al., "InternImage" (arXiv:2211.05778, section 3.1). `dw_conv`, `dw_norm`,
+    `offset`, `mask`, `input_proj`, `output_proj` and `center_feature_scale_proj` have, transposed,
+    the weights of the authors' implementation, which has no working strides.
+
+    Example:
+        >>> DCNv3(groups=4)(tf.zeros([2, 9, 7, 16])).shape
+        TensorShape([2, 9, 7, 16])
+    """
+
+    def __init__(self, kernel_size=3, *, activation="gelu", **kwargs):
+        super().__init__(kernel_size, **kwargs)
+        self.activation = keras.activations.get(activation)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "activation": keras.activations.serialize(self.activation),
+        }
+
+    def build(self, inputs_shape):
+        super().build(inputs_shape)
+        channels = inputs_shape[-1]
+        self.dw_conv = self._depthwise(
+            self.depthwise_kernel_size or self.kernel_size, channels, "dw_conv"
+        )
+        self.dw_norm = _LayerNormalization(epsilon=1e-6, dtype=self._wide, name="dw_norm")
+        self.dw_norm.build((None, None, None, channels))
+        self.offset = self._predictor(self.groups * self._taps * 2, channels, "offset")
+        self.mask = self._predictor(self.groups * self._taps, channels, "mask")
+        self.input_proj = self._projection(channels, channels, "input_proj")
+        self.output_proj = self._projection(channels, channels, "output_proj")
+
+    def call(self, inputs):
+        inputs = self._inputs(inputs)
+        features = self._at_outputs(self.activation(self.dw_norm(self.dw_conv(inputs))))
+        logits = self.mask(features)
+        by_group = [*validation.sizes(logits)[:3], self.groups, self._taps]
+        mask = tf.reshape(tf.nn.softmax(tf.reshape(logits, by_group)), validation.sizes(logits))
+        projected = self.input_proj(inputs)
+        outputs = ops.dcnv3(projected, self.offset(features), mask, **self._geometry)
+        return self.output_proj(self._with_center(outputs, projected, features))
+
+
+@keras.saving.register_keras_serializable("tf_deform")
+class DCNv4(DCN):
+    """Returns `[batch, height, width, channels]`: its inputs, sampled where it predicts and summed.
+
+    As `DCNv3`, but offsets and weights are predicted by one linear layer, straight from the inputs
+    or from a depthwise convolution of them, and the weights are not bounded by a softmax. An
+    untrained layer returns the bias of its last projection.
+
+    Args:
+        kernel_size: int, or (height, width).
+        strides: int, or (height, width): there is an output for every so many inputs.
+        dilation_rate: int, or (height, width).
+        groups: int, groups of channels with offsets and weights of their own.
+        offset_scale: factor on offsets and on the taps' distances from the centre.
+        depthwise_kernel_size: of the convolution before the prediction, int or (height, width);
+            None: there is none.
+        center_feature_scale: whether to blend the sums with the projected inputs, by a share for
+            each pixel and group that is predicted from the sums, before the last projection.
+        remove_center: whether to leave out the tap at the centre; for odd kernels.
+        pointwise: whether there are projections, before and after.
+        output_bias: whether the last projection has a bias.
+        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
+            activity_regularizer, kernel_constraint, bias_constraint: of the two projections. What
+            predicts starts as published, offsets and weights at zero.
+
+    Call arguments:
+        inputs: `[batch, height, width, channels]`.
+
+    Raises:
+        ValueError, TypeError: an option, shape or dtype that does not fit.
+
+    Source: Xiong et al., "Efficient Deformable ConvNets" (arXiv:2401.06197, section 3.1).
+    `offset_mask_dw`, `offset_mask`, `value_proj`, `output_proj` and `center_feature_scale_proj`
+    have, transposed, the weights of the authors' implementation, which has no working strides.
+
+    Example:
+        >>> DCNv4(groups=4)(tf.zeros([2, 9, 7, 16])).shape
+        TensorShape([2, 9, 7, 16])
+    """
+
+    def __init__(self, kernel_size=3, *, pointwise=True, output_bias=True, **kwargs):
+        super().__init__(kernel_size, **kwargs)
+        self.pointwise = pointwise
+        self.output_bias = output_bias
+
+    @property
+    def _options(self):
+        return [*super()._options, "pointwise", "output_bias"]
+
+    def build(self, inputs_shape):
+        super().build(inputs_shape)
+        channels = inputs_shape[-1]
+        if self.depthwise_kernel_size is not None:
+            self.offset_mask_dw = self._depthwise(
+                self.depthwise_kernel_size, channels, "offset_mask_dw"
+            )
+        predicted = offset_mask_channels(self.groups, self._taps)
+        self.offset_mask = self._predictor(predicted, channels, "offset_mask")
+        if self.pointwise:
+            self.value_proj = self._projection(channels, channels, "value_proj")
+            self.output_proj = self._projection(
+                channels, channels, "output_proj", use_bias=self.output_bias
+            )
+
+    def call(self, inputs):
+        inputs = self._inputs(inputs)
+        features = inputs
+        if self.depthwise_kernel_size is not None:
+            features = self.offset_mask_dw(features)
+        offset_mask = self.offset_mask(self._at_outputs(features))
+        projected = self.value_proj(inputs) if self.pointwise else inputs
+        outputs = ops.dcnv4(projected, offset_mask, groups=self.groups, **self._geometry)
+        outputs = self._with_center(outputs, projected, outputs)
+        return self.output_proj(outputs) if self.pointwise else outputs

@@ -1,0 +1,183 @@
+"""Layers of deformable attention."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tf_deform import ops
+from tf_deform.layers.projections import Projected
+from tf_deform.ops import validation
+
+
+@keras.saving.register_keras_serializable("tf_deform")
+class MultiScaleDeformableAttention(Projected):
+    """Returns `[batch, queries, channels]`: what each query finds in maps of several scales.
+
+    Each query predicts, for each head and each map, a few places around its reference point and how
+    much each counts (a softmax over the places in all maps together), samples the projected maps
+    there, and projects the weighted sums to its own channels. An untrained layer looks from the
+    reference point in as many directions as there are heads.
+
+    Args:
+        num_heads: int.
+        key_dim: int, channels of each head.
+        num_points: int, places for each head in each map.
+        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
+            activity_regularizer, kernel_constraint, bias_constraint: of the projections of the maps
+            and of the result, as in keras.layers.MultiHeadAttention. What predicts places and
+            weights starts as published.
+
+    Call arguments:
+        query: `[batch, queries, channels]`.
+        reference_points: normalised to 0 and 1 at the edges of the maps, in float32: half precision
+            loses pixels. `[batch, queries, 2]` as (x, y), around which places are predicted in
+            pixels of each map; or `[batch, queries, 4]` as (centre x, centre y, width, height),
+            where the unit is a `num_points`-th of half the width and height. `[batch, queries,
+            maps, 2 or 4]` gives each map its own.
+        values: list of feature maps `[batch, height, width, channels]`, as many as the layer was
+            built with, of equal channels.
+        padding_masks: list of `[batch, height, width]`, one a map, or None. As in Keras's masks,
+            True is a pixel that counts; where False, a map is 0 after its projection, whatever
+            it holds.
+
+    Raises:
+        ValueError, TypeError: an option, shape or dtype that does not fit.
+
+    Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159, section 4.1 and appendix A.4). The
+    projections `value_proj`, `sampling_offsets`, `attention_weights` and `output_proj` have the
+    names and, transposed, the weights of the authors' implementation, where a mask is True at
+    padding.
+
+    Example:
+        >>> layer = MultiScaleDeformableAttention(num_heads=8, key_dim=4)
+        >>> maps = [tf.zeros([2, 9, 7, 32]), tf.zeros([2, 5, 4, 32])]
+        >>> layer(tf.zeros([2, 6, 32]), 0.5 * tf.ones([2, 6, 2]), maps).shape
+        TensorShape([2, 6, 32])
+    """
+
+    def __init__(self, num_heads, key_dim, *, num_points=4, **kwargs):
+        super().__init__(**kwargs)
+        validation.at_least(1, num_heads=num_heads, key_dim=key_dim, num_points=num_points)
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.num_points = num_points
+
+    @property
+    def _options(self):
+        return ["num_heads", "key_dim", "num_points"]
+
+    def build(self, query_shape, reference_points_shape, values_shape, padding_masks_shape=None):
+        maps = [tuple(shape) for shape in values_shape]
+        channels = {shape[-1] for shape in maps}
+        if len(channels) != 1 or None in channels or any(len(shape) != 4 for shape in maps):
+            raise ValueError(
+                "values must be a list of [batch, height, width, channels] of equal, known "
+                f"channels, received shapes {values_shape}"
+            )
+        if len(query_shape) != 3 or query_shape[-1] is None:
+            raise ValueError(
+                "query must have shape [batch, queries, channels] with known channels, received "
+                f"{query_shape}"
+            )
+        self.num_levels = len(maps)
+        width, places = query_shape[-1], self.num_heads * self.num_levels * self.num_points
+        dim = self.num_heads * self.key_dim
+        self.sampling_offsets = self._predictor(
+            places * 2, width, "sampling_offsets", bias_initializer=self._initial_offsets
+        )
+        self.attention_weights = self._predictor(places, width, "attention_weights")
+        self.value_proj = self._projection(dim, maps[0][-1], "value_proj")
+        self.output_proj = self._projection(width, dim, "output_proj")
+
+    def call(self, query, reference_points, values, padding_masks=None):
+        query = validation.shaped(
+            "query",
+            validation.floating("query", query),
+            [None, None, self.output_proj.units],
+            "[batch, queries, channels]",
+        )
+        query = tf.cast(query, self.compute_dtype)
+        values = self._projected(values, padding_masks)
+        batch, queries, _ = validation.sizes(query)
+        shape = [batch, queries, self.num_heads, self.num_levels * self.num_points]
+        weights = tf.nn.softmax(tf.reshape(self.attention_weights(query), shape))
+        sums = ops.multi_scale_deformable_attention(
+            values,
+            self._locations(query, reference_points, values),
+            tf.reshape(weights, [*shape[:3], self.num_levels, self.num_points]),
+        )
+        return self.output_proj(sums)
+
+    def compute_output_shape(
+        self, query_shape, reference_points_shape, values_shape, padding_masks_shape=None
+    ):
+        return tuple(query_shape)
+
+    def _initial_offsets(self, shape, dtype=None):
+        """Returns the flat offsets `[heads, levels, points, (x, y)]` of an untrained layer.
+
+        The heads look in directions all around, whose longer coordinate is 1; the points of a head
+        are 1, 2, ... such steps away.
+        """
+        angles = [2 * math.pi * head / self.num_heads for head in range(self.num_heads)]
+        directions = [(math.cos(angle), math.sin(angle)) for angle in angles]
+        offsets = [
+            [(x * step, y * step) for step in range(1, self.num_points + 1)] * self.num_levels
+            for x, y in ((x / max(abs(x), abs(y)), y / max(abs(x), abs(y))) for x, y in directions)
+        ]
+        return tf.reshape(tf.constant(offsets, dtype), shape)
+
+    def _projected(self, values, masks):
+        """Returns the projected maps, 0 where their masks are False."""
+        values = validation.feature_maps("values", values)
+        if len(values) != self.num_levels:
+            raise ValueError(
+                f"values must have the {self.num_levels} feature maps that layer {self.name!r} was "
+                f"built with, received {len(values)}"
+            )
+        values = [tf.cast(each, self.compute_dtype) for each in values]
+        if masks is None:
+            return [self.value_proj(each) for each in values]
+        if not isinstance(masks, list | tuple) or len(masks) != len(values):
+            raise ValueError(
+                f"padding_masks must be a list of {len(values)} masks, received {masks!r}"
+            )
+        projected = []
+        for index, (value, mask) in enumerate(zip(values, masks, strict=True)):
+            mask = validation.shaped(
+                f"padding_masks[{index}]",
+                tf.cast(mask, tf.bool),
+                validation.sizes(value)[:3],
+                f"[batch, height, width] as in values[{index}]",
+            )[..., None]
+            zero = tf.zeros([], value.dtype)
+            # Selected before too: else NaN padding would reach the gradient of the projection.
+            value = self.value_proj(tf.where(mask, value, zero))
+            projected.append(tf.where(mask, value, zero))
+        return projected
+
+    def _locations(self, query, reference_points, values):
+        """Returns `[batch, queries, heads, levels, points, 2]`, in float32 or wider."""
+        points = validation.floating("reference_points", reference_points)
+        batch, queries, _ = validation.sizes(query)
+        meaning = "[batch, queries, 2 or 4] or [batch, queries, maps, 2 or 4]"
+        coordinates = points.shape[-1] if points.shape.rank in (3, 4) else None
+        if coordinates not in (2, 4):
+            raise ValueError(f"reference_points must have shape {meaning}, received {points.shape}")
+        own = points.shape.rank == 4
+        expected = [batch, queries, *([self.num_levels] if own else []), coordinates]
+        points = validation.shaped("reference_points", points, expected, meaning)
+        wide = tf.float64 if points.dtype == tf.float64 else tf.as_dtype(self._wide)
+        # Batch and queries are one axis: LiteRT broadcasts tensors of five axes at most.
+        rows, levels = batch * queries, self.num_levels if own else 1
+        points = tf.reshape(tf.cast(points, wide), [rows, 1, levels, 1, coordinates])
+        shape = [rows, self.num_heads, self.num_levels, self.num_points, 2]
+        offsets = tf.reshape(tf.cast(self.sampling_offsets(query), wide), shape)
+        if coordinates == 2:
+            sizes = [validation.sizes(each)[2:0:-1] for each in values]  # (width, height)
+            unit = 1 / tf.reshape(tf.cast(sizes, wide), [self.num_levels, 1, 2])
+        else:
+            unit = points[..., 2:] * (0.5 / self.num_points)
+        locations = points[..., :2] + offsets * unit
+        return tf.reshape(locations, [batch, queries, *shape[1:]])

@@ -1,0 +1,91 @@
+"""What layers of deformable attention and of its kin share: their linear projections."""
+
+import keras
+
+_INITIALIZERS = ("kernel_initializer", "bias_initializer")
+_REGULARIZERS = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
+_CONSTRAINTS = ("kernel_constraint", "bias_constraint")
+
+
+class Projected(keras.layers.Layer):
+    """A layer between linear projections, at positions that linear layers predict.
+
+    Features are cast to the compute dtype; what is predicted, and coordinates that are given, are
+    float32 or wider under every dtype policy.
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        **kwargs,
+    ):
+        # Without autocast, coordinates given in float32 stay so; features are cast in `call`.
+        super().__init__(activity_regularizer=activity_regularizer, autocast=False, **kwargs)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+
+    def get_config(self):
+        config = {name: getattr(self, name) for name in self._options}
+        for kind, names in (
+            (keras.initializers, _INITIALIZERS),
+            (keras.regularizers, _REGULARIZERS),
+            (keras.constraints, _CONSTRAINTS),
+        ):
+            config.update({name: kind.serialize(getattr(self, name)) for name in names})
+        return {**super().get_config(), **config}
+
+    @property
+    def _options(self):
+        """The names of the arguments that get_config returns as they are."""
+        return []
+
+    @property
+    def _wide(self):
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+    def _projection(self, units, channels, name, use_bias=True):
+        """Returns a linear layer on `channels` channels, built, with the options given."""
+        dense = keras.layers.Dense(
+            units,
+            use_bias=use_bias,
+            kernel_initializer=_another(self.kernel_initializer),
+            bias_initializer=_another(self.bias_initializer),
+            kernel_regularizer=self.kernel_regularizer,
+            bias_regularizer=self.bias_regularizer,
+            kernel_constraint=self.kernel_constraint,
+            bias_constraint=self.bias_constraint,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        dense.build((None, channels))
+        return dense
+
+    def _predictor(self, units, channels, name, bias_initializer="zeros"):
+        """Returns a linear layer on `channels` channels, built, whose kernel starts at zero."""
+        dense = keras.layers.Dense(
+            units,
+            kernel_initializer="zeros",
+            bias_initializer=bias_initializer,
+            dtype=self._wide,
+            name=name,
+        )
+        dense.build((None, channels))
+        return dense
+
+
+def _another(initializer):
+    """Returns the initializer anew: one instance gives every weight the same random numbers."""
+    if isinstance(initializer, keras.initializers.Initializer):
+        return type(initializer).from_config(initializer.get_config())
+    return initializer
