@@ -9,6 +9,7 @@ import re
 import sys
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -26,7 +27,12 @@ SWITCH = {
     name: getattr(tfd, name)
     for name in ("compiled_status", "set_implementation", "use_implementation")
 }
-PUBLIC = {**OPS, **LAYERS, **SWITCH}
+TOOLS = {
+    "OffsetMonitor": tfd.callbacks.OffsetMonitor,
+    "deformable": tfd.deformable,
+    **{name: getattr(tfd.convert, name) for name in ("load_mmcv", "load_torchvision", "read")},
+}
+PUBLIC = {**OPS, **LAYERS, **TOOLS, **SWITCH}
 
 # Imports go down only: a module may import those of lower levels.
 LEVELS = {
@@ -41,7 +47,10 @@ LEVELS = {
     "tf_deform.layers.projections": 7,
     "tf_deform.layers.*": 8,
     "tf_deform.layers": 9,
-    "tf_deform": 10,
+    "tf_deform.backbone": 10,
+    "tf_deform.callbacks": 10,
+    "tf_deform.convert": 10,
+    "tf_deform": 11,
 }
 
 # What stands at the top of the repository; the user fixed most of these names.
@@ -102,7 +111,11 @@ def test_private_names_stay_in_their_module(module):
         if isinstance(node, ast.ImportFrom):
             assert not [alias.name for alias in node.names if alias.name.startswith("_")]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            private = node.attr.startswith("_") and node.attr not in ("_replace", "__name__")
+            private = node.attr.startswith("_") and node.attr not in (
+                "_asdict",
+                "_replace",
+                "__name__",
+            )
             assert not (private and node.value.id not in ("self", "cls")), node.attr
 
 
@@ -155,6 +168,13 @@ DCNv4(kernel_size=3, *, strides=1, dilation_rate=1, groups=4, offset_scale=1.0,
 SpatialTransformer(localization, transformation="affine", output_size=None, *,
     interpolation="bilinear", padding_mode="zeros", align_corners=False, control_points=(4, 4))
 GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=False)
+
+deformable(model, layers=None, **options)
+load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None,
+    pooled_size=None)
+load_mmcv(layer, weights, prefix="")
+read(path)
+OffsetMonitor(inputs, *, log_dir="logs")
 """
 DOCUMENTED: dict = {}
 exec(
@@ -201,9 +221,9 @@ def arguments_of(callables):
     return positional, options
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_operators_have_the_documented_signature(name):
-    assert inspect.signature(OPS[name]) == inspect.signature(DOCUMENTED[name])
+@pytest.mark.parametrize("name", [*OPS, *TOOLS])
+def test_functions_have_the_documented_signature(name):
+    assert inspect.signature(PUBLIC[name]) == inspect.signature(DOCUMENTED[name])
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "Conv" not in name])
@@ -219,8 +239,9 @@ def test_layers_are_called_as_documented(name):
 
 def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
-    assert {*OPS, *LAYERS} == expected
-    assert set(tfd.__all__) == {"layers", "ops", *SWITCH}
+    assert {*OPS, *LAYERS, *TOOLS} == expected
+    modules = {"callbacks", "convert", "layers", "ops"}
+    assert set(tfd.__all__) == {*modules, "deformable", *SWITCH}
 
 
 # Documentation
@@ -252,6 +273,12 @@ def test_every_operator_and_layer_states_arguments_results_errors_source_and_exa
         assert "Call arguments:" in text
 
 
+@pytest.mark.parametrize("name", TOOLS)
+def test_every_tool_states_arguments_errors_and_example(name):
+    for section in ("Args:", "Raises:", "Example:"):
+        assert section in documentation_of(name), section
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_argument_is_documented(name):
     text = documentation_of(name)
@@ -266,7 +293,7 @@ def test_every_argument_is_documented(name):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstring_examples_run_and_print_what_they_say(name):
-    names = {"keras": keras, "tf": tf, **PUBLIC}
+    names = {"keras": keras, "np": np, "tf": tf, "tfd": tfd, **PUBLIC}
     tests = doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name, globs=names)
     examples = [example for test in tests for example in test.examples]
     assert examples, "no example"

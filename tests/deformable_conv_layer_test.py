@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import oracles
 import tf_deform as tfd
-from conftest import TOLERANCE, gradients, relative_error
+from conftest import MODES, TOLERANCE, gradients, relative_error
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -234,9 +234,10 @@ def test_a_mask_scale_of_1_halves_the_untrained_layer(rng):
     np.testing.assert_array_equal(halved, 0.5 * np.array(plain(inputs)))
 
 
-def test_max_offset_bounds_the_predicted_offsets_smoothly(rng):
-    inputs = 3 * features(rng, 2)
-    free, bounded = deforming(2), deforming(2, max_offset=0.75)
+@pytest.mark.parametrize("rank", RANKS)
+def test_max_offset_bounds_the_predicted_offsets_smoothly(rank, rng):
+    inputs = 3 * features(rng, rank)
+    free, bounded = deforming(rank), deforming(rank, max_offset=0.75)
     bounded.set_weights(free.get_weights())
     raw, offset = np.array(free.predict_offset(inputs)[0]), bounded.predict_offset(inputs)[0]
     assert np.max(np.abs(raw)) > 2
@@ -345,6 +346,40 @@ def test_offset_gradient_scale_scales_the_gradient_of_the_predictor_alone(rng):
     np.testing.assert_array_equal(scaled_bias, 0.25 * bias)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gradient_of_the_predictor_is_that_of_tanh_times_the_scale(mode, rng):
+    inputs = tf.constant(features(rng, 2, "float64"))
+    layer = deforming(2, max_offset=0.9, offset_gradient_scale=0.25, dtype="float64")
+    start = layer.offset_bias.numpy()
+    direction = rng.normal(size=start.shape)
+
+    def loss(bias):
+        layer.offset_bias.assign(bias)
+        return tf.reduce_sum(layer(inputs) ** 2).numpy()
+
+    step = 1e-6
+    slope = (loss(start + step * direction) - loss(start - step * direction)) / (2 * step)
+    layer.offset_bias.assign(start)
+
+    @MODES[mode]
+    def gradient():
+        with tf.GradientTape() as tape:
+            outputs = tf.reduce_sum(layer(inputs) ** 2)
+        return tape.gradient(outputs, layer.offset_bias.value)
+
+    assert abs(slope) > 1
+    assert np.sum(gradient() * direction) == pytest.approx(0.25 * slope, rel=1e-6)
+
+
+def test_an_offset_gradient_scale_of_0_freezes_the_predictor(rng):
+    inputs = features(rng, 2)
+    layer = deforming(2, offset_gradient_scale=0)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(inputs) ** 2)
+    for gradient in tape.gradient(loss, [layer.offset_kernel.value, layer.offset_bias.value]):
+        np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
 def test_regularizers_activation_and_constraints_act_as_in_keras(rng):
     options = {
         "activation": "relu",
@@ -410,7 +445,14 @@ BAD_OPTIONS = {
     },
     r"filters must be divisible by groups, received 6 and 4": {"groups": 4},
     r"deformable_groups must be an int of at least 1, received 0": {"deformable_groups": 0},
-    r"max_offset must be None or above 0, received -1.0": {"max_offset": -1.0},
+    r"max_offset must be None or finite and above 0, received -1.0": {"max_offset": -1.0},
+    r"max_offset must be None or finite and above 0, received inf": {"max_offset": np.inf},
+    r"offset_gradient_scale must be finite and at least 0, received -0.5": {
+        "offset_gradient_scale": -0.5
+    },
+    r"offset_gradient_scale must be finite and at least 0, received nan": {
+        "offset_gradient_scale": np.nan
+    },
 }
 
 

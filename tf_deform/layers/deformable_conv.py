@@ -1,5 +1,6 @@
 """Deformable convolution layers in one to three dimensions."""
 
+import contextlib
 import math
 
 import keras
@@ -96,8 +97,15 @@ class DeformableConv(keras.layers.Layer):
             raise ValueError(
                 f"filters must be divisible by groups, received {filters} and {groups}"
             )
-        if max_offset is not None and not max_offset > 0:
-            raise ValueError(f"max_offset must be None or above 0, received {max_offset!r}")
+        if max_offset is not None and not 0 < max_offset < math.inf:
+            raise ValueError(
+                f"max_offset must be None or finite and above 0, received {max_offset!r}"
+            )
+        if not 0 <= offset_gradient_scale < math.inf:
+            raise ValueError(
+                "offset_gradient_scale must be finite and at least 0, received "
+                f"{offset_gradient_scale!r}"
+            )
         self.filters = filters
         self.kernel_size = validation.per_axis("kernel_size", kernel_size, self.rank)
         self.strides = validation.per_axis("strides", strides, self.rank)
@@ -194,6 +202,8 @@ class DeformableConv(keras.layers.Layer):
             offset = self._given("offset", offset, self._offsets)
             if modulation is not None:
                 modulation = self._given("modulation", modulation, self._masks)
+        for observer in _observers:
+            observer(self, inputs, offset)
         outputs = ops.deformable_conv(
             inputs,
             tf.convert_to_tensor(self.kernel),
@@ -379,6 +389,22 @@ class DeformableConv3D(DeformableConv):
     """
 
     rank = 3
+
+
+@contextlib.contextmanager
+def observed(observer):
+    """Returns a context manager in which each call of a layer calls `observer` as well.
+
+    The observer is given the layer, and its inputs and offsets, both channels-last.
+    """
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+_observers: list = []
 
 
 def _scale_gradient(tensor, scale):

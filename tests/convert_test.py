@@ -1,0 +1,390 @@
+"""Weights of torchvision and mmcv in our layers: names, shapes, numbers, and what does not fit."""
+
+import json
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import tf_deform as tfd
+from conftest import TOLERANCE, relative_error
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+load_torchvision, load_mmcv = tfd.convert.load_torchvision, tfd.convert.load_mmcv
+
+
+def golden(module):
+    """Returns weights, input and output of a module of goldens/torchvision_modules.npz."""
+    path = pathlib.Path(__file__).parent / "goldens" / "torchvision_modules.npz"
+    with np.load(path) as stored:
+        arrays = {
+            name.removeprefix(f"{module}/"): stored[name]
+            for name in stored.files
+            if name.startswith(f"{module}/")
+        }
+    return arrays, *(channels_last(arrays.pop(name)) for name in ("input", "output"))
+
+
+def channels_last(array):
+    return np.moveaxis(array, 1, -1)
+
+
+def built(layer, *shape):
+    layer.build((None, *shape))
+    return layer
+
+
+def double(layer, *arguments, **options):
+    return layer(*arguments, dtype="float64", **options)
+
+
+# Numbers
+
+
+def test_deform_conv2d_with_its_predictors_returns_what_torchvision_does():
+    weights, inputs, expected = golden("deform_conv")
+    layer = double(
+        tfd.layers.DeformableConv2D,
+        6,
+        (3, 2),
+        strides=(2, 1),
+        padding=[(1, 1), (2, 2)],
+        groups=2,
+        deformable_groups=2,
+        modulated=True,
+        mask_scale=1,
+    )
+    built(layer, 5, 6, 4)
+    load_torchvision(layer, weights, "conv.", offset_prefix="offset.", mask_prefix="mask.")
+    assert relative_error(layer(inputs), expected) < TOLERANCE["float64"]
+    # The same from one convolution that predicts both.
+    joined = {name: array for name, array in weights.items() if name.startswith("conv.")}
+    for each in ("weight", "bias"):
+        joined[f"p.{each}"] = np.concatenate([weights[f"offset.{each}"], weights[f"mask.{each}"]])
+    other = built(type(layer).from_config(layer.get_config()), 5, 6, 4)
+    load_torchvision(other, joined, "conv.", offset_prefix="p.")
+    for actual, wanted in zip(other.weights, layer.weights, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+
+
+@pytest.mark.parametrize("module", ("DCN", "DCNv2"))
+def test_packs_of_mmcv_return_what_their_steps_do_with_torchvisions_operator(module):
+    weights, inputs, expected = golden(module)
+    modulated = module == "DCNv2"
+    layer = double(
+        tfd.layers.DeformableConv2D,
+        6,
+        3,
+        padding=2,
+        dilation_rate=(2, 1),
+        groups=2,
+        deformable_groups=2,
+        use_bias=modulated,
+        modulated=modulated,
+        mask_scale=1,
+    )
+    load_mmcv(built(layer, 5, 6, 4), weights)
+    assert relative_error(layer(inputs), expected) < TOLERANCE["float64"]
+
+
+def test_the_box_head_returns_what_torchvision_does():
+    weights, pooled, expected = golden("box")
+    fc6, fc7, scores, boxes = (double(keras.layers.Dense, units) for units in (5, 5, 3, 12))
+    for layer, inputs in ((fc6, 4 * 2 * 3), (fc7, 5), (scores, 5), (boxes, 5)):
+        built(layer, inputs)
+    load_torchvision(fc6, weights, "box_head.fc6.", pooled_size=(2, 3))
+    load_torchvision(fc7, weights, "box_head.fc7.")
+    load_torchvision(scores, weights, "box_predictor.cls_score.")
+    load_torchvision(boxes, weights, "box_predictor.bbox_pred.")
+    hidden = np.maximum(fc7(np.maximum(fc6(pooled.reshape(2, -1)), 0)), 0)
+    actual = np.concatenate([scores(hidden), boxes(hidden)], axis=1)
+    assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+def test_the_mask_head_returns_what_torchvision_does():
+    weights, pooled, expected = golden("mask")
+    relu = {"activation": "relu"}
+    layers = {
+        "mask_head.0.0.": double(keras.layers.Conv2D, 5, 3, padding="same", **relu),
+        "mask_predictor.conv5_mask.": double(keras.layers.Conv2DTranspose, 6, 2, strides=2, **relu),
+        "mask_predictor.mask_fcn_logits.": double(keras.layers.Conv2D, 3, 1),
+    }
+    actual = pooled
+    for prefix, layer in layers.items():
+        load_torchvision(built(layer, *actual.shape[1:]), weights, prefix)
+        actual = layer(actual)
+    assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("rank", (1, 2, 3))
+def test_kernels_of_every_rank_are_reversed_in_their_channels(rank, rng):
+    size = (4, 3, 2)[:rank]
+    weights = {"weight": rng.normal(size=(6, 5, *size)), "bias": rng.normal(size=6)}
+    for layer in (
+        getattr(tfd.layers, f"DeformableConv{rank}D")(6, size),
+        getattr(keras.layers, f"Conv{rank}D")(6, size),
+    ):
+        offset = [(None, *[None] * (rank + 1))] if "Deformable" in type(layer).__name__ else []
+        layer.build((None, *[8] * rank, 5), *offset)
+        load_torchvision(layer, weights)
+        for index in np.ndindex(*size):
+            expected = weights["weight"][(slice(None), slice(None), *index)].T
+            np.testing.assert_array_equal(layer.kernel.numpy()[index], np.float32(expected))
+        np.testing.assert_array_equal(layer.bias, np.float32(weights["bias"]))
+
+
+# Names and shapes, from the published code
+
+# torchvision/models/detection/{faster_rcnn,mask_rcnn}.py: maskrcnn_resnet50_fpn, 91 classes, and
+# the layer in Keras with the sizes that it is built on
+MASK_RCNN = {
+    "roi_heads.box_head.fc6.": ((1024, 256 * 7 * 7), keras.layers.Dense, (1024,)),
+    "roi_heads.box_head.fc7.": ((1024, 1024), keras.layers.Dense, (1024,)),
+    "roi_heads.box_predictor.cls_score.": ((91, 1024), keras.layers.Dense, (91,)),
+    "roi_heads.box_predictor.bbox_pred.": ((364, 1024), keras.layers.Dense, (364,)),
+    "roi_heads.mask_head.3.0.": ((256, 256, 3, 3), keras.layers.Conv2D, (256, 3)),
+    "roi_heads.mask_predictor.conv5_mask.": (
+        (256, 256, 2, 2),
+        keras.layers.Conv2DTranspose,
+        (256, 2),
+    ),
+    "roi_heads.mask_predictor.mask_fcn_logits.": ((91, 256, 1, 1), keras.layers.Conv2D, (91, 1)),
+}
+
+
+def test_the_heads_of_torchvisions_mask_rcnn_fit():
+    weights = {}
+    for prefix, (shape, _, arguments) in MASK_RCNN.items():
+        weights[f"{prefix}weight"] = np.broadcast_to(np.float32(0.5), shape)
+        weights[f"{prefix}bias"] = np.broadcast_to(np.float32(0.25), arguments[:1])
+    for prefix, (shape, kind, arguments) in MASK_RCNN.items():
+        space = (14, 14) if len(shape) > 2 else ()
+        layer = built(kind(*arguments), *space, shape[1])
+        pooled = (7, 7) if "fc6" in prefix else None
+        load_torchvision(layer, weights, prefix, pooled_size=pooled)
+        assert layer.count_params() == np.prod(shape) + arguments[0]
+        assert np.all(layer.kernel == 0.5)
+        assert np.all(layer.bias == 0.25)
+
+
+# mmdetection's faster_rcnn_r50_fpn_{dconv,mdconv}_c3-c5: conv2 of a block in stage 4 of ResNet-50,
+# names as mmcv/ops/{deform_conv,modulated_deform_conv}.py have them, and as its version 1 did
+MMDET = {
+    "DCN": {"weight": (512, 512, 3, 3), "conv_offset.weight": (18, 512, 3, 3)},
+    "DCNv2": {"weight": (512, 512, 3, 3), "conv_offset.weight": (27, 512, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("older", (False, True))
+@pytest.mark.parametrize("module", MMDET)
+def test_a_block_of_mmdetections_resnet_fits(module, older):
+    prefix = "backbone.layer4.1.conv2."
+    shapes = {**MMDET[module], "conv_offset.bias": (9 * (3 if module == "DCNv2" else 2),)}
+    weights = {"backbone.layer4.1.conv1.weight": np.zeros((512, 2048, 1, 1))}
+    for index, (name, shape) in enumerate(shapes.items()):
+        name = f"{prefix}{name}"
+        name = name.replace(".conv_offset", "_offset") if older else name
+        weights[name] = np.broadcast_to(np.float32(index + 1), shape)
+    layer = tfd.layers.DeformableConv2D(
+        512, 3, padding=1, use_bias=False, modulated=module == "DCNv2", mask_scale=1
+    )
+    load_mmcv(built(layer, 20, 18, 512), weights, prefix)
+    for index, weight in enumerate(layer.weights):
+        assert np.all(weight == index + 1)
+
+
+@pytest.mark.parametrize("modulated", (False, True))
+def test_mmcvs_layers_without_a_predictor_fit_those_built_with_an_offset(modulated):
+    layer = tfd.layers.DeformableConv2D(6, 3, modulated=modulated, use_bias=modulated)
+    layer.build((None, 9, 7, 4), (None, 7, 5, 18))
+    weights = {"weight": np.ones((6, 4, 3, 3)), **({"bias": np.ones(6)} if modulated else {})}
+    load_mmcv(layer, weights)
+    assert all(np.all(weight == 1) for weight in layer.weights)
+
+
+# Files
+
+
+def write_safetensors(path, entries):
+    """Writes {name: (dtype, shape, bytes)} as the format's README says."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, (dtype, shape, content) in entries.items():
+        end = len(data) + len(content)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), end]}
+        data += content
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+DTYPES = {
+    **{"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1"},
+    **{"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8"},
+}
+
+
+def test_safetensors_of_every_dtype_are_read(tmp_path):
+    entries = {}
+    for name, dtype in DTYPES.items():
+        entries[name] = (name, [3, 2], np.arange(6).astype(f"<{dtype}").tobytes())
+    entries["BOOL"] = ("BOOL", [4], bytes([1, 0, 1, 1]))
+    # sign, eight bits of exponent, seven of mantissa: 1, -2.5, infinity, 2**-130 (not normal)
+    entries["BF16"] = ("BF16", [2, 2], np.array([0x3F80, 0xC020, 0x7F80, 0x0008], "<u2").tobytes())
+    entries["scalar"] = ("F32", [], np.float32(7).tobytes())
+    entries["empty"] = ("F32", [0, 3], b"")
+    write_safetensors(tmp_path / "w.safetensors", entries)
+    arrays = tfd.convert.read(tmp_path / "w.safetensors")
+    assert list(arrays) == list(entries)
+    for name, dtype in DTYPES.items():
+        assert arrays[name].dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(arrays[name], np.arange(6).reshape(3, 2))
+    np.testing.assert_array_equal(arrays["BOOL"], [True, False, True, True])
+    assert arrays["BF16"].dtype == "float32"
+    np.testing.assert_array_equal(arrays["BF16"], [[1, -2.5], [np.inf, 2.0**-130]])
+    assert arrays["scalar"].shape == ()
+    assert arrays["scalar"] == 7
+    assert arrays["empty"].shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", ("npz", "safetensors"))
+def test_layers_load_from_files(kind, rng, tmp_path):
+    weight, bias = rng.normal(size=(6, 4)).astype("float32"), np.arange(6, dtype="float32")
+    path = tmp_path / f"weights.{kind}"
+    if kind == "npz":
+        np.savez(path, **{"fc.weight": weight, "fc.bias": bias})
+    else:
+        entries = {"fc.weight": ("F32", [6, 4], weight.tobytes())}
+        write_safetensors(path, {**entries, "fc.bias": ("F32", [6], bias.tobytes())})
+    layer = built(keras.layers.Dense(6), 4)
+    load_torchvision(layer, path, "fc.")
+    np.testing.assert_array_equal(layer.kernel, weight.T)
+    np.testing.assert_array_equal(layer.bias, bias)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    (
+        (b"", r"weights must be a whole \.safetensors file, received '.*w\.safetensors'$"),
+        (b"\xff" * 20, r"weights must be a whole \.safetensors file"),
+        (("F32", [3], bytes(8)), r"whole .*the data of 'x' do not fit its shape \[3\]"),
+        (("F8_E4M3", [3], bytes(3)), r"dtypes among F16.* received F8_E4M3 for 'x'"),
+    ),
+)
+def test_a_damaged_file_is_named(content, message, tmp_path):
+    path = tmp_path / "w.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        write_safetensors(path, {"x": content})
+    with pytest.raises(ValueError, match=message):
+        tfd.convert.read(path)
+
+
+def test_a_file_cut_short_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, {"x": ("F32", [3], bytes(12))})
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"the data of 'x' do not fit"):
+        tfd.convert.read(path)
+
+
+def test_a_file_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"mapping, a \.safetensors or a \.npz .*'model\.pth'"):
+        load_mmcv(predicting(mask_scale=1), "model.pth")
+
+
+# What does not fit
+
+
+def predicting(**options):
+    return built(tfd.layers.DeformableConv2D(6, 3, name="dcn", modulated=True, **options), 9, 7, 4)
+
+
+def test_every_entry_that_does_not_fit_is_named_at_once_and_nothing_is_set():
+    layer = predicting(mask_scale=1)
+    before = layer.get_weights()
+    weights = {
+        "other.weight": np.ones(3),
+        "c.weight": np.ones((6, 4, 3, 3)),
+        "c.conv_offset.weight": np.ones((18, 4, 3, 3)),
+        "c.conv_offset.bias": np.ones(27),
+        "c.running_mean": np.ones(6),
+    }
+    message = (
+        "weights must fit layer 'dcn', received: 'c.bias' is missing; 'c.conv_offset.weight' must "
+        "have shape [27, 4, 3, 3], not [18, 4, 3, 3]; 'c.running_mean' is left over"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_mmcv(layer, weights, "c.")
+    for weight, old in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+def given():
+    layer = tfd.layers.DeformableConv2D(6, 3, name="dcn")
+    layer.build((None, 9, 7, 4), (None, 7, 5, 18))
+    return layer
+
+
+BAD_LAYERS = {
+    r"layer must be one of DeformableConv, Dense, .*received a BatchNormalization": (
+        load_torchvision,
+        lambda: keras.layers.BatchNormalization(),
+        {},
+    ),
+    r"layer must be one of DeformableConv, received a Conv2D": (
+        load_mmcv,
+        lambda: keras.layers.Conv2D(4, 3),
+        {},
+    ),
+    r"layer must be built, received 'new', which is not": (
+        load_mmcv,
+        lambda: tfd.layers.DeformableConv2D(4, 3, name="new"),
+        {},
+    ),
+    r"mask_scale=1, because mmcv's mask is the sigmoid itself, received 'dcn' with mask_scale=2": (
+        load_mmcv,
+        predicting,
+        {},
+    ),
+    r"max_offset=None, because mmcv's offsets are unbounded, received 'dcn' with max_offset=3": (
+        load_mmcv,
+        lambda: predicting(mask_scale=1, max_offset=3),
+        {},
+    ),
+    r"offset_prefix must be given .*layer 'dcn' does, received None": (
+        load_torchvision,
+        predicting,
+        {},
+    ),
+    r"offset_prefix must be given .*layer 'dcn' does not, received 'offset\.'": (
+        load_torchvision,
+        given,
+        {"offset_prefix": "offset."},
+    ),
+    r"mask_prefix must be None unless .*received 'mask\.' for layer 'dcn'": (
+        load_torchvision,
+        given,
+        {"mask_prefix": "mask."},
+    ),
+    r"pooled_size must be None unless the layer is a Dense, received \(7, 7\) for layer 'dcn'": (
+        load_torchvision,
+        given,
+        {"pooled_size": (7, 7)},
+    ),
+    r"pooled_size must divide the 10 inputs of the layer, received \(7, 7\)": (
+        load_torchvision,
+        lambda: built(keras.layers.Dense(3), 10),
+        {"pooled_size": (7, 7)},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_LAYERS)
+def test_a_layer_that_does_not_fit_is_named(message):
+    load, make, options = BAD_LAYERS[message]
+    with pytest.raises(ValueError, match=message):
+        load(make(), {}, **options)

@@ -1,0 +1,287 @@
+"""Weights from torchvision, PyTorch and mmcv into built layers; neither library is needed.
+
+The weights are a mapping of names to arrays, such as `{name: tensor.numpy() for name, tensor in
+model.state_dict().items()}`, or the path of a .safetensors or .npz file.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from tf_deform.layers.deformable_conv import DeformableConv
+
+_KERNEL_LAYERS = (
+    *(DeformableConv, keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D),
+    *(keras.layers.Conv3D, keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose),
+    keras.layers.Conv3DTranspose,
+)
+# The dtypes of safetensors, but those of 8 bits and less, which NumPy has no counterparts for.
+_SAFETENSORS_DTYPES = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    "BF16": "<u2",
+    "BOOL": "?",
+}
+
+
+def load_torchvision(
+    layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None, pooled_size=None
+):
+    """Sets the weights of a built layer from those of torchvision's or PyTorch's.
+
+    From torchvision's DeformConv2d into a deformable convolution; from Linear, Conv and
+    ConvTranspose, as torchvision's heads for regions have them, into the Keras layers of that kind.
+    torchvision's DeformConv2d predicts no offsets. A model has a convolution of its own for that,
+    of the same kernel size, strides, padding and dilation, and at times another one for the mask.
+
+    PyTorch pads alike on both sides: give the layer its `padding` as an int, because "same" differs
+    where strides are above 1. `mask_scale` is what the model multiplies the sigmoid by, often 1.
+
+    Args:
+        layer: a built DeformableConv1D, 2D or 3D, or a Dense, Conv or ConvTranspose layer of Keras.
+        weights: mapping of names to arrays in PyTorch's layout, or a path.
+        prefix: of the layer's names, as "backbone.conv1."; what follows is "weight" and "bias".
+        offset_prefix: of the names of the convolution that predicts the offsets; it is given if
+            the layer predicts its offsets, and only then.
+        mask_prefix: of the names of the convolution that predicts the logits of the mask; None if
+            that of the offsets predicts them too, after the offsets.
+        pooled_size: (height, width) of the pooled regions if the layer is a Dense that takes them
+            flattened, as the first of a head does: PyTorch flattens channels first.
+
+    Raises:
+        ValueError: an entry is missing, is left over under a prefix, or has another shape; all such
+            entries are named, and the layer is as before. Also a layer of another kind or not
+            built, or prefixes that do not fit it.
+
+    Source: torchvision.ops.DeformConv2d, torchvision.models.detection.roi_heads.
+
+    Example:
+        >>> layer = tfd.layers.DeformableConv2D(6, 3, padding=1)
+        >>> layer.build((None, 9, 7, 4))
+        >>> weights = {"conv.weight": np.ones([6, 4, 3, 3]), "conv.bias": np.ones([6])}
+        >>> weights |= {"offset.weight": np.zeros([18, 4, 3, 3]), "offset.bias": np.zeros([18])}
+        >>> load_torchvision(layer, weights, "conv.", offset_prefix="offset.")
+    """
+    _check_layer(layer, _KERNEL_LAYERS)
+    predicts = isinstance(layer, DeformableConv) and layer.offset_kernel is not None
+    if predicts != (offset_prefix is not None):
+        raise ValueError(
+            f"offset_prefix must be given if the layer predicts its offsets, and only then: layer "
+            f"{layer.name!r} {'does' if predicts else 'does not'}, received {offset_prefix!r}"
+        )
+    if mask_prefix is not None and not (predicts and layer.modulated):
+        raise ValueError(
+            f"mask_prefix must be None unless the layer predicts a modulation, received "
+            f"{mask_prefix!r} for layer {layer.name!r}"
+        )
+    if pooled_size is not None and not isinstance(layer, keras.layers.Dense):
+        raise ValueError(
+            f"pooled_size must be None unless the layer is a Dense, received {pooled_size!r} for "
+            f"layer {layer.name!r}"
+        )
+    parts = _parts(layer.kernel, layer.bias, {prefix: layer.kernel.shape[-1]}, pooled_size)
+    if predicts:
+        parts += _predictor_parts(layer, offset_prefix, mask_prefix)
+    _load(layer, weights, [prefix, offset_prefix, mask_prefix], parts)
+
+
+def load_mmcv(layer, weights, prefix=""):
+    """Sets the weights of a built deformable convolution from those of mmcv's.
+
+    From DeformConv2dPack (registered as DCN) into a plain layer, from ModulatedDeformConv2dPack
+    (DCNv2) into one with `modulated=True` and `mask_scale=1`: mmcv's mask is the sigmoid itself.
+    From DeformConv2d and ModulatedDeformConv2d into a layer built with an offset given. mmcv has no
+    bias in the unmodulated ones, so `use_bias=False` there, and pads alike on both sides: give the
+    layer its `padding` as an int.
+
+    Args:
+        layer: a built DeformableConv2D without `max_offset`.
+        weights: mapping of names to arrays in PyTorch's layout, or a path.
+        prefix: of the layer's names, as "backbone.layer4.0.conv2."; what follows is "weight",
+            "bias", "conv_offset.weight" and "conv_offset.bias". Older files have the last two as
+            "backbone.layer4.0.conv2_offset.weight" and "...bias", which is understood.
+
+    Raises:
+        ValueError: an entry is missing, is left over under the prefix, or has another shape; all
+            such entries are named, and the layer is as before. Also a layer of another kind, not
+            built, or with an option that mmcv does not have.
+
+    Source: mmcv.ops.deform_conv, mmcv.ops.modulated_deform_conv.
+
+    Example:
+        >>> layer = tfd.layers.DeformableConv2D(6, 3, padding=1, modulated=True, mask_scale=1)
+        >>> layer.build((None, 9, 7, 4))
+        >>> weights = {"weight": np.ones([6, 4, 3, 3]), "bias": np.ones([6])}
+        >>> weights["conv_offset.weight"] = np.zeros([27, 4, 3, 3])
+        >>> weights["conv_offset.bias"] = np.zeros([27])
+        >>> load_mmcv(layer, weights)
+    """
+    _check_layer(layer, (DeformableConv,))
+    predicts = layer.offset_kernel is not None
+    if predicts and layer.modulated and layer.mask_scale != 1:
+        raise ValueError(
+            "layer must have mask_scale=1, because mmcv's mask is the sigmoid itself, received "
+            f"{layer.name!r} with mask_scale={layer.mask_scale}"
+        )
+    if predicts and layer.max_offset is not None:
+        raise ValueError(
+            "layer must have max_offset=None, because mmcv's offsets are unbounded, received "
+            f"{layer.name!r} with max_offset={layer.max_offset}"
+        )
+    arrays = _arrays(weights)
+    parts = _parts(layer.kernel, layer.bias, {prefix: layer.filters})
+    older = f"{prefix[:-1]}_offset." if prefix else None
+    if predicts:
+        found = older if f"{older}weight" in arrays else f"{prefix}conv_offset."
+        parts += _predictor_parts(layer, found)
+    _load(layer, arrays, [prefix, older], parts)
+
+
+def read(path):
+    """Returns the arrays of a .safetensors or .npz file: {name: array}.
+
+    Those of a .safetensors file stay in the file until they are used; bfloat16 becomes float32.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: a file of another kind, or that is damaged, or an entry whose dtype NumPy does
+            not have.
+
+    Source: the safetensors format, as its README describes it.
+
+    Example:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "weights.npz")
+        >>> np.savez(path, weight=np.ones([2, 3]))
+        >>> read(path)["weight"].shape
+        (2, 3)
+    """
+    path = os.fspath(path)
+    if path.endswith(".npz"):
+        with np.load(path) as arrays:
+            return dict(arrays)
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path)
+    raise ValueError(f"weights must be a mapping, a .safetensors or a .npz file, received {path!r}")
+
+
+def _read_safetensors(path):
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        whole = os.path.getsize(path)
+        if whole < 8 + size or size < 2:
+            raise ValueError(f"weights must be a whole .safetensors file, received {path!r}")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        begin, end = (8 + size + offset for offset in entry["data_offsets"])
+        shape, dtype = tuple(entry["shape"]), _SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            known = ", ".join(_SAFETENSORS_DTYPES)
+            raise ValueError(
+                f"weights must have dtypes among {known}, received {entry['dtype']} for {name!r} "
+                f"in {path!r}"
+            )
+        if end > whole or end - begin != np.dtype(dtype).itemsize * math.prod(shape):
+            raise ValueError(
+                f"weights must be a whole .safetensors file, received {path!r}, in which the data "
+                f"of {name!r} do not fit its shape {list(shape)}"
+            )
+        if begin == end:
+            array = np.zeros(shape, dtype)
+        else:
+            array = np.memmap(path, dtype, "r", begin, shape)
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype("<u4") << 16).view("<f4")
+        arrays[name] = array
+    return arrays
+
+
+def _check_layer(layer, kinds):
+    if not isinstance(layer, kinds):
+        known = ", ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"layer must be one of {known}, received a {type(layer).__name__}")
+    if not layer.built:
+        raise ValueError(f"layer must be built, received {layer.name!r}, which is not")
+
+
+class _Part(NamedTuple):
+    """A variable, the entries that it is made of with their shapes, and how."""
+
+    variable: Any
+    shapes: dict[str, tuple[int, ...]]
+    make: Callable
+
+
+def _parts(kernel, bias, outputs, pooled_size=None):
+    """Returns the parts of a kernel and a bias that PyTorch may have in several pieces.
+
+    outputs: {prefix of a piece: number of its output channels}. The channels are, from first to
+    last axis, output, input, space in PyTorch, and the reverse in Keras, even where transposed.
+    """
+    *size, inputs, _ = kernel.shape
+
+    def make_kernel(*pieces):
+        whole = np.concatenate(pieces)
+        if pooled_size is not None:
+            whole = whole.reshape(len(whole), -1, *pooled_size)  # [outputs, channels, *pooled]
+        whole = np.transpose(whole, [*range(2, whole.ndim), 1, 0])
+        return whole.reshape(kernel.shape)
+
+    if pooled_size is not None and inputs % math.prod(pooled_size):
+        raise ValueError(
+            f"pooled_size must divide the {inputs} inputs of the layer, received {pooled_size!r}"
+        )
+    shapes = {f"{prefix}weight": (each, inputs, *size) for prefix, each in outputs.items()}
+    parts = [_Part(kernel, shapes, make_kernel)]
+    if bias is not None:
+        if len(outputs) == 1:  # those of a transposed convolution are not the kernel's last axis
+            outputs = dict.fromkeys(outputs, bias.shape[0])
+        shapes = {f"{prefix}bias": (each,) for prefix, each in outputs.items()}
+        parts.append(_Part(bias, shapes, lambda *pieces: np.concatenate(pieces)))
+    return parts
+
+
+def _predictor_parts(layer, offset_prefix, mask_prefix=None):
+    """Returns the parts of the convolution that predicts the offsets and then the mask.
+
+    Offsets run over deformable groups, taps and (y, x) in torchvision and mmcv as here. mmcv splits
+    its channels in three and joins the first two again: these are the offsets, the third the mask.
+    """
+    outputs = {offset_prefix: layer.offset_kernel.shape[-1]}
+    if mask_prefix is not None:
+        masks = layer.deformable_groups * math.prod(layer.kernel_size)
+        outputs = {offset_prefix: layer.offset_kernel.shape[-1] - masks, mask_prefix: masks}
+    return _parts(layer.offset_kernel, layer.offset_bias, outputs)
+
+
+def _arrays(weights):
+    return weights if isinstance(weights, Mapping) else read(weights)
+
+
+def _load(layer, weights, prefixes, parts):
+    """Sets the variables, or raises ValueError that names each entry which does not fit."""
+    arrays = _arrays(weights)
+    shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
+    known = tuple(prefix for prefix in prefixes if prefix is not None)
+    faults = [f"{name!r} is missing" for name in shapes if name not in arrays]
+    for name in arrays:
+        received = tuple(np.shape(arrays[name]))
+        if name in shapes and received != shapes[name]:
+            faults.append(f"{name!r} must have shape {list(shapes[name])}, not {list(received)}")
+        elif name not in shapes and name.startswith(known):
+            faults.append(f"{name!r} is left over")
+    if faults:
+        raise ValueError(f"weights must fit layer {layer.name!r}, received: {'; '.join(faults)}")
+    for part in parts:
+        pieces = [np.asarray(arrays[name], part.variable.dtype) for name in part.shapes]
+        part.variable.assign(part.make(*pieces))
