@@ -22,11 +22,12 @@ MODULES = {
 }
 OPS = {name: getattr(tfd.ops, name) for name in tfd.ops.__all__}
 LAYERS = {name: getattr(tfd.layers, name) for name in tfd.layers.__all__}
+ADDONS = {name: getattr(tfd.addons, name) for name in tfd.addons.__all__}
 SWITCH = {
     name: getattr(tfd, name)
     for name in ("compiled_status", "set_implementation", "use_implementation")
 }
-PUBLIC = {**OPS, **LAYERS, **SWITCH}
+PUBLIC = {**OPS, **LAYERS, **ADDONS, **SWITCH}
 
 # Imports go down only: a module may import those of lower levels.
 LEVELS = {
@@ -40,6 +41,7 @@ LEVELS = {
     "tf_deform.ops": 6,
     "tf_deform.layers.*": 7,
     "tf_deform.layers": 8,
+    "tf_deform.addons": 8,
     "tf_deform": 9,
 }
 
@@ -106,7 +108,8 @@ def test_private_names_stay_in_their_module(module):
 
 
 # The API: names, order, defaults and what is keyword-only, as ../shared/api.md promises them. The
-# convolution layers follow Keras's, see deformable_conv_layer_test.
+# convolution layers follow Keras's, see deformable_conv_layer_test; addons those of TensorFlow
+# Addons, see addons_test.
 
 SIGNATURES = """
 sample(values, points, *, interpolation="bilinear", padding_mode="zeros")
@@ -125,6 +128,8 @@ affine_grid(theta, output_size, *, align_corners=False)
 projective_grid(theta, output_size, *, align_corners=False)
 thin_plate_spline_grid(displacements, output_size, *, control_points=(4, 4), align_corners=False)
 grid_sample(inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False)
+warp(inputs, flow, *, interpolation="bilinear", padding_mode="border")
+integrate_velocity(velocity, *, steps=7)
 
 RoIAlign(output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True,
     bounding_box_format="xyxy")
@@ -139,6 +144,7 @@ DeformablePSRoIPooling(output_size, output_channels, *, group_size, part_size, s
 SpatialTransformer(localization, transformation="affine", output_size=None, *,
     interpolation="bilinear", padding_mode="zeros", align_corners=False, control_points=(4, 4))
 GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=False)
+DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 """
 DOCUMENTED: dict = {}
 exec(
@@ -160,6 +166,7 @@ CALLS = {
     "DeformablePSRoIPooling": "(self, features, boxes, offset=None)",
     "SpatialTransformer": "(self, inputs, parameters=None)",
     "GridSample": "(self, inputs, grid)",
+    "DenseImageWarp": "(self, inputs, flow)",
 }
 
 
@@ -199,7 +206,7 @@ def test_layers_are_called_as_documented(name):
 def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS} == expected
-    assert set(tfd.__all__) == {"layers", "ops", *SWITCH}
+    assert set(tfd.__all__) == {"addons", "layers", "ops", *SWITCH}
 
 
 # Documentation
@@ -215,13 +222,13 @@ def documentation_of(name):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_first_sentence_says_what_it_is(name):
     first = inspect.getdoc(PUBLIC[name]).splitlines()[0]
-    if name in OPS:
+    if name in {**OPS, **ADDONS}:
         assert first.startswith("Returns ")
     assert first[0].isupper()
     assert len(first) > 20
 
 
-@pytest.mark.parametrize("name", [*OPS, *LAYERS])
+@pytest.mark.parametrize("name", [*OPS, *LAYERS, *ADDONS])
 def test_every_operator_and_layer_states_arguments_results_errors_source_and_example(name):
     text = documentation_of(name)
     assert "Returns" in text

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 FEATURES = (2, 9, 7, 4)
 PYRAMID = [(2, 10, 8, 4), (2, 5, 4, 4)]
 BOXES = (2, 3, 4)
+FLOW = (2, 9, 7, 2)
 
 
 class Case(NamedTuple):
@@ -169,6 +170,12 @@ CASES = {
         },
         (FEATURES, BOXES, (2, 3, 3, 3, 2)),
         ((None, None, None, 4), (None, None, 4), (None, None, 3, 3, 2)),
+    ),
+    "DenseImageWarp": Case(
+        "DenseImageWarp",
+        lambda: {"interpolation": "bicubic", "padding_mode": "reflection"},
+        (FEATURES, FLOW),
+        ((None, None, None, 4), (None, None, None, 2)),
     ),
     "GridSample": Case(
         "GridSample",
@@ -363,7 +370,8 @@ def larger_shapes(case):
     """Returns the shapes with larger features, and offsets that are as large as their output."""
     first, *others = case.shapes
     (first,) = map_shapes(lambda shape: tuple(n + 2 if n > 4 else n for n in shape), [first])
-    return first, *((2, 9, 8, 12) if shape == (2, 7, 6, 12) else shape for shape in others)
+    larger = {(2, 7, 6, 12): (2, 9, 8, 12), FLOW: (2, 11, 9, 2)}
+    return first, *(larger.get(shape, shape) for shape in others)
 
 
 # Modes and dtypes

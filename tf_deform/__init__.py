@@ -14,12 +14,13 @@ if keras.config.backend() != "tensorflow":
         f"{keras.config.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow"
     )
 
-from tf_deform import layers, ops
+from tf_deform import addons, layers, ops
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "addons",
     "compiled_status",
     "layers",
     "ops",

@@ -1,6 +1,7 @@
 """The operators as functions of tensors, all channels-last."""
 
 from tf_deform.ops.deformable_conv import deformable_conv
+from tf_deform.ops.displacement import integrate_velocity, warp
 from tf_deform.ops.grids import (
     affine_grid,
     grid_sample,
@@ -22,11 +23,13 @@ __all__ = [
     "deformable_ps_roi_pool",
     "deformable_roi_pool",
     "grid_sample",
+    "integrate_velocity",
     "multi_scale_roi_align",
     "projective_grid",
     "ps_roi_align",
     "roi_align",
     "sample",
     "thin_plate_spline_grid",
+    "warp",
     "weighted_sample",
 ]
