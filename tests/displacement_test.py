@@ -193,8 +193,8 @@ def ball(space, centre):
 
 @pytest.mark.parametrize("diffeomorphic", (False, True))
 def test_gradient_descent_registers_two_shifted_volumes(diffeomorphic):
-    space, shift = (10, 12, 11), np.array([1.5, -2.0, 1.0])
-    fixed, moving = ball(space, (4.0, 6.0, 4.5)), ball(space, (4.0, 6.0, 4.5) + shift)
+    space, centre, shift = (10, 12, 11), np.array([4.0, 6.0, 4.5]), np.array([1.5, -2.0, 1.0])
+    fixed, moving = ball(space, centre), ball(space, centre + shift)
     coarse = tf.Variable(tf.zeros([1, 3, 3, 3, 3]))
     layer, optimizer = tfd.layers.DenseImageWarp(), keras.optimizers.Adam(0.1)
 

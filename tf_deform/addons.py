@@ -1,7 +1,7 @@
 """Image warping under the names of TensorFlow Addons 0.23 (`tfa.image`), on today's TensorFlow.
 
-Arguments, their order and defaults, and values are those of Addons; docs/addons.md says what
-differs. Gradients flow to every input.
+Arguments, their order and defaults, and values are those of Addons, and gradients flow to images,
+positions and transforms; docs/addons.md says what differs.
 """
 
 import itertools
@@ -42,8 +42,7 @@ def resampler(data, warp, name=None):
         ValueError, TypeError: a shape or dtype that does not fit.
         InvalidArgumentError: the same where shapes are known only at run time.
 
-    Source: `tfa.image.resampler`, after Jaderberg et al. (arXiv:1506.02025, equation 5). At whole
-    positions its gradient to the warp is 0; here it is that of the pixels at and after them.
+    Source: `tfa.image.resampler`, after Jaderberg et al. (arXiv:1506.02025, equation 5).
 
     Example:
         >>> data = tf.reshape(tf.range(6.0), [1, 2, 3, 1])
@@ -77,6 +76,7 @@ def interpolate_bilinear(grid, query_points, indexing="ij", name=None):
         InvalidArgumentError: the same where shapes are known only at run time.
 
     Source: `tfa.image.interpolate_bilinear`, after Jaderberg et al. (arXiv:1506.02025, equation 5).
+    There the gradient to whole positions is 0; here it is the slope to the next pixel.
 
     Example:
         >>> grid = tf.reshape(tf.range(6.0), [1, 2, 3, 1])
@@ -116,6 +116,7 @@ def dense_image_warp(image, flow, name=None):
         InvalidArgumentError: the same where shapes are known only at run time.
 
     Source: `tfa.image.dense_image_warp`, after Jaderberg et al. (arXiv:1506.02025, equation 5).
+    There a flow of 0 has no gradient; here it has, and learns.
 
     Example:
         >>> image = tf.reshape(tf.range(6.0), [1, 2, 3, 1])

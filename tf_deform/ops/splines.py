@@ -37,7 +37,7 @@ def _coefficients(points, values, order, weight):
 
 
 def _kernel(points, others, order):
-    """Returns `[batch, n, m]`, the kernel of the distances between points, half of r^k log r."""
+    """Returns `[batch, n, m]`: r^order or r^order log r of the distances r between points."""
     # Sums of squares: |x|^2 - 2 xy + |y|^2 would leave rounding errors where points coincide.
     squared = tf.add_n(
         [
