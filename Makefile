@@ -10,17 +10,19 @@ ARGS ?=
 
 VENV := .venv
 VENV_LOWEST := .venv-lowest
+VENV_ADDONS := .venv-addons
 RUN := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check install format-check lint types format bench test-lowest clean
+.PHONY: help demo test check install format-check lint types format bench test-lowest \
+	goldens-addons clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.has-demo ## train on distorted digits, draw the figure, serve the model (ARGS=--quick)
 	@echo "==> Running examples/distorted_digits.py $(ARGS)"
@@ -61,8 +63,12 @@ test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions su
 	@echo "==> Running the tests on the lowest versions in $(WORKERS) processes"
 	@$(VENV_LOWEST)/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
+goldens-addons: $(VENV_ADDONS)/.has-addons ## write what TensorFlow Addons returns, for the tests
+	@echo "==> Writing tests/goldens/addons.npz"
+	@$(VENV_ADDONS)/bin/python -W ignore tests/goldens/make_addons_goldens.py
+
 clean: ## remove the virtual environments, builds and caches
-	rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info
+	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_ADDONS) build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -95,3 +101,11 @@ $(VENV)/.has-%: pyproject.toml constraints.txt | $(VENV)/.made
 
 $(VENV_LOWEST)/.has-test: pyproject.toml constraints-lowest.txt | $(VENV_LOWEST)/.made
 	$(call install_extra,$(VENV_LOWEST),test,constraints-lowest.txt)
+
+$(VENV_ADDONS)/.made:
+	$(call make_venv,$(VENV_ADDONS),$(PYTHON_LOWEST))
+
+$(VENV_ADDONS)/.has-addons: tests/goldens/requirements.txt | $(VENV_ADDONS)/.made
+	@echo "==> Installing TensorFlow Addons into $(VENV_ADDONS) (a few minutes the first time)"
+	@$(VENV_ADDONS)/bin/python -m pip install -qq --requirement $<
+	@touch $@

@@ -23,6 +23,7 @@ MODULES = {
 }
 OPS = {name: getattr(tfd.ops, name) for name in tfd.ops.__all__}
 LAYERS = {name: getattr(tfd.layers, name) for name in tfd.layers.__all__}
+ADDONS = {name: getattr(tfd.addons, name) for name in tfd.addons.__all__}
 SWITCH = {
     name: getattr(tfd, name)
     for name in ("compiled_status", "set_implementation", "use_implementation")
@@ -32,7 +33,7 @@ TOOLS = {
     "deformable": tfd.deformable,
     **{name: getattr(tfd.convert, name) for name in ("load_mmcv", "load_torchvision", "read")},
 }
-PUBLIC = {**OPS, **LAYERS, **TOOLS, **SWITCH}
+PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 
 # Imports go down only: a module may import those of lower levels.
 LEVELS = {
@@ -47,6 +48,7 @@ LEVELS = {
     "tf_deform.layers.projections": 7,
     "tf_deform.layers.*": 8,
     "tf_deform.layers": 9,
+    "tf_deform.addons": 9,
     "tf_deform.backbone": 10,
     "tf_deform.callbacks": 10,
     "tf_deform.convert": 10,
@@ -120,7 +122,8 @@ def test_private_names_stay_in_their_module(module):
 
 
 # The API: names, order, defaults and what is keyword-only, as ../shared/api.md promises them. The
-# convolution layers follow Keras's, see deformable_conv_layer_test.
+# convolution layers follow Keras's, see deformable_conv_layer_test; addons those of TensorFlow
+# Addons, see addons_test.
 
 PROJECTIONS = """kernel_initializer="glorot_uniform", bias_initializer="zeros",
     kernel_regularizer=None, bias_regularizer=None, activity_regularizer=None,
@@ -147,6 +150,8 @@ affine_grid(theta, output_size, *, align_corners=False)
 projective_grid(theta, output_size, *, align_corners=False)
 thin_plate_spline_grid(displacements, output_size, *, control_points=(4, 4), align_corners=False)
 grid_sample(inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False)
+warp(inputs, flow, *, interpolation="bilinear", padding_mode="border")
+integrate_velocity(velocity, *, steps=7)
 
 RoIAlign(output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True,
     bounding_box_format="xyxy")
@@ -168,6 +173,7 @@ DCNv4(kernel_size=3, *, strides=1, dilation_rate=1, groups=4, offset_scale=1.0,
 SpatialTransformer(localization, transformation="affine", output_size=None, *,
     interpolation="bilinear", padding_mode="zeros", align_corners=False, control_points=(4, 4))
 GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=False)
+DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
 deformable(model, layers=None, **options)
 load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None,
@@ -201,6 +207,7 @@ CALLS = {
     "DCNv4": "(self, inputs)",
     "SpatialTransformer": "(self, inputs, parameters=None)",
     "GridSample": "(self, inputs, grid)",
+    "DenseImageWarp": "(self, inputs, flow)",
 }
 
 
@@ -240,7 +247,7 @@ def test_layers_are_called_as_documented(name):
 def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
-    modules = {"callbacks", "convert", "layers", "ops"}
+    modules = {"addons", "callbacks", "convert", "layers", "ops"}
     assert set(tfd.__all__) == {*modules, "deformable", *SWITCH}
 
 
@@ -257,13 +264,13 @@ def documentation_of(name):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_first_sentence_says_what_it_is(name):
     first = inspect.getdoc(PUBLIC[name]).splitlines()[0]
-    if name in OPS:
+    if name in {**OPS, **ADDONS}:
         assert first.startswith("Returns ")
     assert first[0].isupper()
     assert len(first) > 20
 
 
-@pytest.mark.parametrize("name", [*OPS, *LAYERS])
+@pytest.mark.parametrize("name", [*OPS, *LAYERS, *ADDONS])
 def test_every_operator_and_layer_states_arguments_results_errors_source_and_example(name):
     text = documentation_of(name)
     assert "Returns" in text

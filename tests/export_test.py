@@ -78,6 +78,9 @@ def spatial_transformers(size):
             padding_mode="reflection",
         )
         outputs.append(layer(inputs[0]))
+    velocity = keras.layers.Conv2D(2, 3, padding="same")(inputs[0])
+    flow = keras.layers.Lambda(tfd.ops.integrate_velocity)(velocity)
+    outputs.append(tfd.layers.DenseImageWarp()(inputs[0], flow))
     return joined(inputs, outputs)
 
 

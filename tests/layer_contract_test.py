@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 FEATURES = (2, 9, 7, 4)
 PYRAMID = [(2, 10, 8, 4), (2, 5, 4, 4)]
 BOXES = (2, 3, 4)
+FLOW = (2, 9, 7, 2)
 
 
 class Case(NamedTuple):
@@ -209,6 +210,12 @@ CASES = {
         lambda: {**DCN, "depthwise_kernel_size": 3, "pointwise": False, "output_bias": False},
         (FEATURES,),
         ((None, None, None, 4),),
+    ),
+    "DenseImageWarp": Case(
+        "DenseImageWarp",
+        lambda: {"interpolation": "bicubic", "padding_mode": "reflection"},
+        (FEATURES, FLOW),
+        ((None, None, None, 4), (None, None, None, 2)),
     ),
     "GridSample": Case(
         "GridSample",
@@ -403,7 +410,8 @@ def larger_shapes(case):
     """Returns the shapes with larger features, and offsets that are as large as their output."""
     first, *others = case.shapes
     (first,) = map_shapes(lambda shape: tuple(n + 2 if n > 4 else n for n in shape), [first])
-    return first, *((2, 9, 8, 12) if shape == (2, 7, 6, 12) else shape for shape in others)
+    larger = {(2, 7, 6, 12): (2, 9, 8, 12), FLOW: (2, 11, 9, 2)}
+    return first, *(larger.get(shape, shape) for shape in others)
 
 
 # Modes and dtypes

@@ -161,6 +161,22 @@ def _sample(values, points, interpolation, padding_mode, align_corners):
     return result
 
 
+def warp(inputs, flow, *, interpolation="bilinear", padding_mode="border"):
+    """Returns [B, *space, C]: inputs [B, *space, C] at each pixel plus flow [B, *space, rank]."""
+    points = _float64(flow).copy()
+    for where in np.ndindex(*points.shape[:-1]):
+        points[where] += where[1:]
+    return sample(inputs, points, interpolation=interpolation, padding_mode=padding_mode)
+
+
+def integrate_velocity(velocity, *, steps=7):
+    """Returns the displacement [B, *space, rank] after unit time, by scaling and squaring."""
+    displacement = _float64(velocity) / 2**steps
+    for _ in range(steps):  # twice the time: go on from where the first half leads
+        displacement = displacement + warp(displacement, displacement)
+    return displacement
+
+
 # Deformable convolution
 
 

@@ -14,13 +14,14 @@ if keras.config.backend() != "tensorflow":
         f"{keras.config.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow"
     )
 
-from tf_deform import callbacks, convert, layers, ops
+from tf_deform import addons, callbacks, convert, layers, ops
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "addons",
     "callbacks",
     "compiled_status",
     "convert",

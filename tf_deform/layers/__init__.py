@@ -7,6 +7,7 @@ from tf_deform.layers.deformable_conv import (
     DeformableConv2D,
     DeformableConv3D,
 )
+from tf_deform.layers.dense_image_warp import DenseImageWarp
 from tf_deform.layers.roi_pooling import (
     DeformablePSRoIPooling,
     DeformableRoIPooling,
@@ -24,6 +25,7 @@ __all__ = [
     "DeformableConv3D",
     "DeformablePSRoIPooling",
     "DeformableRoIPooling",
+    "DenseImageWarp",
     "GridSample",
     "MultiScaleDeformableAttention",
     "MultiScaleRoIAlign",

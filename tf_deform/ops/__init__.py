@@ -3,6 +3,7 @@
 from tf_deform.ops.dcn import dcnv3, dcnv4
 from tf_deform.ops.deformable_attention import multi_scale_deformable_attention
 from tf_deform.ops.deformable_conv import deformable_conv
+from tf_deform.ops.displacement import integrate_velocity, warp
 from tf_deform.ops.grids import (
     affine_grid,
     grid_sample,
@@ -26,6 +27,7 @@ __all__ = [
     "deformable_ps_roi_pool",
     "deformable_roi_pool",
     "grid_sample",
+    "integrate_velocity",
     "multi_scale_deformable_attention",
     "multi_scale_roi_align",
     "projective_grid",
@@ -33,5 +35,6 @@ __all__ = [
     "roi_align",
     "sample",
     "thin_plate_spline_grid",
+    "warp",
     "weighted_sample",
 ]

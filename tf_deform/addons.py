@@ -1,0 +1,450 @@
+"""Image warping under the names of TensorFlow Addons 0.23 (`tfa.image`), on today's TensorFlow.
+
+Arguments, their order and defaults, and values are those of Addons, and gradients flow to images,
+positions and transforms; docs/addons.md says what differs.
+"""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from tf_deform.ops import validation
+from tf_deform.ops.displacement import warped
+from tf_deform.ops.projection import FILL_MODES, project
+from tf_deform.ops.sampling import sample
+from tf_deform.ops.splines import polyharmonic_spline
+
+__all__ = [
+    "dense_image_warp",
+    "interpolate_bilinear",
+    "interpolate_spline",
+    "resampler",
+    "sparse_image_warp",
+    "transform",
+    "translate",
+]
+
+
+def resampler(data, warp, name=None):
+    """Returns `[batch, ..., channels]`: bilinear samples of the data at (x, y) positions.
+
+    Args:
+        data: `[batch, height, width, channels]`, any floating dtype.
+        warp: `[batch, ..., 2]`, (x, y) in pixels. Outside the image the data are 0, with a linear
+            ramp over the last pixel. Use float32 or float64.
+        name: of the operations' name scope.
+
+    Returns:
+        Samples in the dtype of `data`. A NaN or infinite position samples 0.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: `tfa.image.resampler`, after Jaderberg et al. (arXiv:1506.02025, equation 5).
+
+    Example:
+        >>> data = tf.reshape(tf.range(6.0), [1, 2, 3, 1])
+        >>> resampler(data, [[[1.0, 0.5], [2.5, 0.0]]]).numpy().tolist()
+        [[[2.5], [1.0]]]
+    """
+    with tf.name_scope(name or "resampler"):
+        data = _images("data", data)
+        warp = validation.floating("warp", warp)
+        inner = [None] * max((warp.shape.rank or 0) - 2, 0)
+        warp = validation.shaped(
+            "warp", warp, [validation.sizes(data)[0], *inner, 2], "[batch, ..., 2]"
+        )
+        return sample(data, tf.reverse(warp, axis=[-1]))
+
+
+def interpolate_bilinear(grid, query_points, indexing="ij", name=None):
+    """Returns `[batch, n, channels]`: bilinear samples of a grid, its edge pixels repeated.
+
+    Args:
+        grid: `[batch, height, width, channels]`, floating-point, at least 2 pixels high and wide.
+        query_points: `[batch, n, 2]` in pixels. Use float32 or float64.
+        indexing: "ij" if the points are (y, x), "xy" if they are (x, y).
+        name: of the operations' name scope.
+
+    Returns:
+        Samples in the dtype of `grid`. A NaN or infinite position samples 0.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: `tfa.image.interpolate_bilinear`, after Jaderberg et al. (arXiv:1506.02025, equation 5).
+    There the gradient to whole positions is 0; here it is the slope to the next pixel.
+
+    Example:
+        >>> grid = tf.reshape(tf.range(6.0), [1, 2, 3, 1])
+        >>> interpolate_bilinear(grid, [[[0.5, 1.0], [0.0, 9.0]]]).numpy().tolist()
+        [[[2.5], [2.0]]]
+    """
+    validation.choice("indexing", indexing, ("ij", "xy"))
+    with tf.name_scope(name or "interpolate_bilinear"):
+        grid = _images("grid", grid, least=2)
+        points = validation.shaped(
+            "query_points",
+            validation.floating("query_points", query_points),
+            [validation.sizes(grid)[0], None, 2],
+            "[batch, n, 2]",
+        )
+        points = tf.reverse(points, axis=[-1]) if indexing == "xy" else points
+        return sample(grid, points, padding_mode="border")
+
+
+def dense_image_warp(image, flow, name=None):
+    """Returns `[batch, height, width, channels]`: at every pixel p the image at `p - flow[p]`.
+
+    The flow is subtracted: where it is (0, 1), a pixel takes the value of its left neighbour.
+    `tfd.ops.warp` and `tfd.layers.DenseImageWarp` add it.
+
+    Args:
+        image: `[batch, height, width, channels]`, floating-point, at least 2 pixels high and wide;
+            its edge pixels are repeated.
+        flow: `[batch, height, width, 2]`, (y, x) in pixels. Use float32 or float64.
+        name: of the operations' name scope.
+
+    Returns:
+        The warped image in its own dtype. A NaN or infinite flow samples 0.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: `tfa.image.dense_image_warp`, after Jaderberg et al. (arXiv:1506.02025, equation 5).
+    There a flow of 0 has no gradient; here it has, and learns.
+
+    Example:
+        >>> image = tf.reshape(tf.range(6.0), [1, 2, 3, 1])
+        >>> flow = tf.ones([1, 2, 3, 2]) * [0.0, 1.0]
+        >>> dense_image_warp(image, flow)[0, :, :, 0].numpy().tolist()
+        [[0.0, 0.0, 1.0], [3.0, 3.0, 4.0]]
+    """
+    with tf.name_scope(name or "dense_image_warp"):
+        image = _images("image", image, least=2)
+        flow = validation.shaped(
+            "flow",
+            validation.floating("flow", flow),
+            [*validation.sizes(image)[:3], 2],
+            "[batch, height, width, 2]",
+        )
+        return warped(image, -flow, "bilinear", "border")
+
+
+def sparse_image_warp(
+    image,
+    source_control_point_locations,
+    dest_control_point_locations,
+    interpolation_order=2,
+    regularization_weight=0.0,
+    num_boundary_points=0,
+    name="sparse_image_warp",
+):
+    """Returns the image warped so that control points move, and the flow that does it.
+
+    The points' displacements are interpolated by `interpolate_spline`, and the image is warped by
+    `dense_image_warp`.
+
+    Args:
+        image: `[height, width]`, `[height, width, channels]` or `[batch, height, width,
+            channels]`, floating-point, at least 2 pixels high and wide.
+        source_control_point_locations: `[batch, n, 2]`, (y, x) in pixels of the image; batch is 1
+            for a single image. Use float32 or float64.
+        dest_control_point_locations: `[batch, n, 2]`, where those are to be in the result.
+        interpolation_order: the spline's order, at least 1.
+        regularization_weight: of the spline; above 0 the points are met only about.
+        num_boundary_points: points with zero flow that are added along each edge of the image,
+            without its last corner: 1 for the four corners, 2 for them and the edges' middles.
+        name: of the operations' name scope.
+
+    Returns:
+        The warped image, like `image`, and the flow `[batch, height, width, 2]`, (y, x) in pixels,
+        in float32, or float64 if the points are float64.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time, and control points
+            that do not determine the spline (all on one line, or twice the same).
+
+    Source: `tfa.image.sparse_image_warp`; Bookstein, "Principal Warps" (1989).
+
+    Example:
+        >>> image = tf.reshape(tf.range(20.0), [4, 5])
+        >>> source = tf.constant([[[0.0, 0.0], [0.0, 3.0], [2.0, 1.0]]])
+        >>> moved, flow = sparse_image_warp(image, source, source + [0.0, 1.0])
+        >>> moved[0].numpy().round(3).tolist()
+        [0.0, 0.0, 1.0, 2.0, 3.0]
+    """
+    with tf.name_scope(name or "sparse_image_warp"):
+        images, rank = _to_rank_4("image", validation.floating("image", image))
+        batch, height, width, _ = validation.sizes(images)
+        validation.at_least(1, interpolation_order=interpolation_order)
+        validation.at_least(0, num_boundary_points=num_boundary_points)
+        (source, dest), dtype = _control_points(
+            source_control_point_locations, dest_control_point_locations, batch
+        )
+        fixed = _boundary(num_boundary_points) * tf.cast([height - 1, width - 1], dtype)
+        fixed = tf.tile(fixed[None], [batch, 1, 1])
+        every = tf.meshgrid(tf.range(height), tf.range(width), indexing="ij")
+        every = tf.reshape(tf.cast(tf.stack(every, axis=-1), dtype), [1, height * width, 2])
+        flow = interpolate_spline(
+            tf.concat([dest, fixed], axis=1),
+            tf.concat([dest - source, tf.zeros_like(fixed)], axis=1),
+            tf.tile(every, [batch, 1, 1]),
+            interpolation_order,
+            regularization_weight,
+        )
+        flow = tf.reshape(flow, [batch, height, width, 2])
+        return _to_rank(rank, dense_image_warp(images, flow)), flow
+
+
+def interpolate_spline(
+    train_points,
+    train_values,
+    query_points,
+    order,
+    regularization_weight=0.0,
+    name="interpolate_spline",
+):
+    """Returns `[batch, m, k]`: the polyharmonic spline through values at points, at other points.
+
+    Its kernel is r^order for odd orders and r^order log r for even ones, plus an affine map.
+
+    Args:
+        train_points: `[batch, n, d]`, floating-point, d and k known while tracing.
+        train_values: `[batch, n, k]`, floating-point.
+        query_points: `[batch, m, d]`, floating-point.
+        order: of the kernel, at least 1; 2 is the thin plate spline.
+        regularization_weight: a number, or a scalar tensor: 0 fits the values, more smooths.
+        name: of the operations' name scope.
+
+    Returns:
+        Values in float32, or float64 if any argument is float64.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time, and points that do
+            not determine the spline.
+
+    Source: `tfa.image.interpolate_spline`; Bookstein, "Principal Warps" (1989, equations 2 to 5).
+    Squared distances are sums of squares, which do not cancel, and are at least 1e-10 in logarithms
+    and roots.
+
+    Example:
+        >>> points = tf.constant([[[0.0], [1.0], [3.0]]])
+        >>> spline = interpolate_spline(points, 2.0 * points, [[[0.5], [2.0]]], order=2)
+        >>> spline.numpy().round(3).tolist()
+        [[[1.0], [4.0]]]
+    """
+    with tf.name_scope(name or "interpolate_spline"):
+        names = "train_points", "train_values", "query_points"
+        tensors = [
+            validation.floating(each, tensor)
+            for each, tensor in zip(names, (train_points, train_values, query_points), strict=True)
+        ]
+        for each, tensor, last in zip(names, tensors, "dkd", strict=True):
+            if tensor.shape.rank != 3 or tensor.shape[-1] is None:
+                raise ValueError(
+                    f"{each} must have shape [batch, n, {last}] with {last} known while tracing, "
+                    f"received {tensor.shape}"
+                )
+        validation.at_least(1, order=order)
+        (points, values, queries), dtype = _same_dtype(*tensors)
+        batch, count, dimensions = validation.sizes(points)
+        values = validation.shaped(names[1], values, [batch, count, None], "[batch, n, k]")
+        queries = validation.shaped(names[2], queries, [batch, None, dimensions], "[batch, m, d]")
+        weight = regularization_weight
+        weight = tf.cast(weight, dtype) if tf.is_tensor(weight) else tf.constant(weight, dtype)
+        return polyharmonic_spline(points, values, queries, order, tf.maximum(weight, 0))
+
+
+def transform(
+    images,
+    transforms,
+    interpolation="nearest",
+    fill_mode="constant",
+    output_shape=None,
+    name=None,
+    fill_value=0.0,
+):
+    """Returns images resampled under projective transforms from output to input pixels.
+
+    The output pixel (x, y) takes the image at `((a0 x + a1 y + a2) / k, (b0 x + b1 y + b2) / k)`
+    with `k = c0 x + c1 y + 1`.
+
+    Args:
+        images: `[height, width]`, `[height, width, channels]` or `[batch, height, width,
+            channels]`, floating-point or integer.
+        transforms: `[8]` or `[batch or 1, 8]`, each (a0, a1, a2, b0, b1, b2, c0, c1). Positions are
+            in float32, or float64 if this is a float64 tensor.
+        interpolation: "nearest" (halves away from 0; no gradient to the transforms) or "bilinear".
+        fill_mode: what is outside: "constant", "nearest" (the edge pixel), "reflect" (about the
+            outer edges of the edge pixels) or "wrap". See docs/addons.md about "wrap".
+        output_shape: (height, width) of the result, ints or an int32 tensor; None: the images'.
+        name: of the operations' name scope.
+        fill_value: a number, what is outside under "constant", and where k is 0 under all modes.
+
+    Returns:
+        Images of the rank and dtype given. Integer images are computed in float64, and fractions
+        dropped.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: `tfa.image.transform`, after Jaderberg et al. (arXiv:1506.02025, section 3.2).
+
+    Example:
+        >>> image = tf.reshape(tf.range(6.0), [2, 3])
+        >>> transform(image, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]).numpy().tolist()
+        [[1.0, 2.0, 0.0], [4.0, 5.0, 0.0]]
+    """
+    interpolation, fill_mode = str(interpolation).lower(), str(fill_mode).lower()
+    validation.choice("interpolation", interpolation, ("nearest", "bilinear"))
+    validation.choice("fill_mode", fill_mode, FILL_MODES)
+    with tf.name_scope(name or "transform"):
+        images = tf.convert_to_tensor(images)
+        if not (images.dtype.is_floating or images.dtype.is_integer):
+            received = images.dtype.name
+            raise TypeError(f"images must be floating-point or integer, received {received}")
+        images, rank = _to_rank_4("images", images)
+        batch, *space, _ = validation.sizes(images)
+        transforms = _per_image("transforms", transforms, 8, batch)
+        size = space if output_shape is None else _output_size(output_shape)
+        out = project(images, transforms, size, interpolation, fill_mode, fill_value)
+        return _to_rank(rank, out)
+
+
+def translate(
+    images,
+    translations,
+    interpolation="nearest",
+    fill_mode="constant",
+    name=None,
+    fill_value=0.0,
+):
+    """Returns images moved by (dx, dy): the output pixel (x, y) takes the image at (x-dx, y-dy).
+
+    Args:
+        images: `[height, width]`, `[height, width, channels]` or `[batch, height, width,
+            channels]`, floating-point or integer.
+        translations: `[2]` or `[batch or 1, 2]`, (dx, dy) in pixels, to the right and down.
+            Positions are in float32, or float64 if this is a float64 tensor.
+        interpolation: "nearest" (halves away from 0; no gradient to the translations) or
+            "bilinear".
+        fill_mode: what is outside, as in `transform`.
+        name: of the operations' name scope.
+        fill_value: a number, what is outside under "constant".
+
+    Returns:
+        Images of the rank and dtype given.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time.
+
+    Source: `tfa.image.translate`, after Jaderberg et al. (arXiv:1506.02025, section 3.2).
+
+    Example:
+        >>> image = tf.reshape(tf.range(6.0), [2, 3])
+        >>> translate(image, [1.0, 0.0]).numpy().tolist()
+        [[0.0, 0.0, 1.0], [0.0, 3.0, 4.0]]
+    """
+    with tf.name_scope(name or "translate"):
+        images = tf.convert_to_tensor(images)
+        batch = validation.sizes(images)[0] if images.shape.rank == 4 else 1
+        shifts = _per_image("translations", translations, 2, batch)
+        dx, dy = shifts[:, 0], shifts[:, 1]
+        zero, one = tf.zeros_like(dx), tf.ones_like(dx)
+        transforms = tf.stack([one, zero, -dx, zero, one, -dy, zero, zero], axis=1)
+        return transform(images, transforms, interpolation, fill_mode, fill_value=fill_value)
+
+
+# Arguments
+
+
+def _images(name, images, least=0):
+    """Returns images `[batch, height, width, channels]`, checked."""
+    images = validation.floating(name, images)
+    images = validation.shaped(name, images, [None] * 4, "[batch, height, width, channels]")
+    text = f"{name} must be at least {least} pixels high and wide, received"
+    for size in validation.sizes(images)[1:3]:
+        if not validation.is_static(size):
+            images = validation.satisfying(images, size >= least, text, size)
+        elif size < least:
+            raise ValueError(f"{text} {images.shape}")
+    return images
+
+
+def _to_rank_4(name, images):
+    """Returns images as `[batch, height, width, channels]`, and the rank they had."""
+    rank = images.shape.rank
+    if rank not in (2, 3, 4):
+        raise ValueError(
+            f"{name} must have shape [height, width], [height, width, channels] or [batch, height, "
+            f"width, channels], received {images.shape}"
+        )
+    return {2: images[None, :, :, None], 3: images[None], 4: images}[rank], rank
+
+
+def _to_rank(rank, images):
+    return tf.squeeze(images, {2: [0, 3], 3: [0]}[rank]) if rank < 4 else images
+
+
+def _per_image(name, values, count, batch):
+    """Returns `[1 or batch, count]` in float32, or float64 if it is a float64 tensor."""
+    if not tf.is_tensor(values):
+        values = tf.convert_to_tensor(values, tf.float32)
+    values = validation.floating(name, values)
+    values = values[None] if values.shape.rank == 1 else values
+    values = validation.shaped(name, values, [None, count], f"[{count}] or [batch or 1, {count}]")
+    (values,), _ = _same_dtype(values)
+    received, text = validation.sizes(values)[0], f"{name} must be one, or one for every image"
+    if not validation.is_static(received, batch):
+        fits = (received == 1) | (received == batch)
+        return validation.satisfying(values, fits, f"{text}, images and received", batch, received)
+    if received not in (1, batch):
+        raise ValueError(f"{text}, that is {batch}, received {received}")
+    return values
+
+
+def _control_points(source, dest, batch):
+    """Returns both `[batch, n, 2]` in one dtype, checked, and the dtype."""
+    name = "source_control_point_locations"
+    source = validation.shaped(
+        name, validation.floating(name, source), [batch, None, 2], "[batch, n, 2]"
+    )
+    name = "dest_control_point_locations"
+    count = validation.sizes(source)[1]
+    dest = validation.shaped(
+        name, validation.floating(name, dest), [batch, count, 2], "[batch, n, 2]"
+    )
+    return _same_dtype(source, dest)
+
+
+def _same_dtype(*tensors):
+    """Returns the tensors in float32, or float64 if any of them is, and that dtype."""
+    dtype = tf.float64 if tf.float64 in [each.dtype for each in tensors] else tf.float32
+    return [tf.cast(each, dtype) for each in tensors], dtype
+
+
+def _output_size(output_shape):
+    """Returns (height, width): ints where known, scalar tensors where not."""
+    size = tf.convert_to_tensor(output_shape, tf.int32)
+    known = tf.get_static_value(size)
+    if not size.shape.is_compatible_with([2]) or (known is not None and min(known) < 0):
+        raise ValueError(
+            f"output_shape must be (height, width), each at least 0, received {output_shape}"
+        )
+    return [size[0], size[1]] if known is None else known.tolist()
+
+
+def _boundary(count):
+    """Returns `[4 count, 2]`: count points along each edge of the unit square, but its last."""
+    cells = itertools.product(range(count + 1), repeat=2)
+    on_edge = [cell for cell in cells if count and not {0, count}.isdisjoint(cell)]
+    return np.reshape(on_edge, [-1, 2]) / max(count, 1)
