@@ -143,12 +143,12 @@ def test_a_spline_far_from_the_origin_is_as_exact_as_near_it(order, rng):
     assert relative_error(actual, expected) < 0.02
 
 
-def test_integers_of_one_value_keep_it_between_pixels(rng):
-    images = np.full((1, HEIGHT, WIDTH, 1), 5, "uint8")
+@pytest.mark.parametrize(("dtype", "value"), (("uint8", 5), ("uint16", 60001), ("int32", 2**30)))
+def test_integers_of_one_value_keep_it_between_pixels(dtype, value, rng):
+    images = np.full((50, HEIGHT, WIDTH, 1), value, dtype)
     shifts = rng.uniform(-1, 1, (50, 2)).astype("float32")
     for fill_mode in FILL_MODES[1:]:
-        moved = addons.translate(np.repeat(images, 50, 0), shifts, "bilinear", fill_mode)
-        assert np.all(moved == 5)
+        assert np.all(addons.translate(images, shifts, "bilinear", fill_mode) == value)
 
 
 @pytest.mark.parametrize("dtype", ("int8", "uint16", "int64", "bfloat16"))

@@ -99,8 +99,8 @@ def whole_positions(first, second):
 
 
 def resampler():
-    for name, inner in {"a vector": (), "a row": (9,), "a plane": (4, 5)}.items():
-        warp = positions((BATCH, *inner), WIDTH, HEIGHT)
+    for name, inner in {"one point": (), "a row": (9,), "a plane": (4, 5)}.items():
+        warp = positions((BATCH, *inner), WIDTH, HEIGHT) if inner else fractional((BATCH, 2), 0, 5)
         record(name, "resampler", images_of(), warp, differentiate=True)
     warp = whole_positions(WIDTH, HEIGHT)
     record("whole positions", "resampler", images_of((1, *IMAGES[1:])), warp)

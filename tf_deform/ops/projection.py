@@ -43,6 +43,7 @@ def _positions(transforms, size):
     height, width = size
     x = tf.cast(tf.range(width), transforms.dtype)
     y = tf.cast(tf.range(height), transforms.dtype)[:, None]
+    # Axes first: TensorFlow's optimizer drops them from stacked[:, entry, None, None].
     entries = transforms[:, :, None, None]
     a0, a1, a2, b0, b1, b2, c0, c1 = (entries[:, entry] for entry in range(8))
     scale = c0 * x + c1 * y + 1
