@@ -31,7 +31,10 @@ SWITCH = {
 TOOLS = {
     "OffsetMonitor": tfd.callbacks.OffsetMonitor,
     "deformable": tfd.deformable,
-    **{name: getattr(tfd.convert, name) for name in ("load_mmcv", "load_torchvision", "read")},
+    **{
+        name: getattr(tfd.convert, name)
+        for name in ("load_dcn", "load_mmcv", "load_torchvision", "read")
+    },
 }
 PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 
@@ -179,6 +182,7 @@ deformable(model, layers=None, **options)
 load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None,
     pooled_size=None)
 load_mmcv(layer, weights, prefix="")
+load_dcn(layer, weights, prefix="")
 read(path)
 OffsetMonitor(inputs, *, log_dir="logs")
 """

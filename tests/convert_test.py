@@ -14,6 +14,7 @@ from conftest import TOLERANCE, relative_error
 pytestmark = pytest.mark.usefixtures("implementation")
 
 load_torchvision, load_mmcv = tfd.convert.load_torchvision, tfd.convert.load_mmcv
+load_dcn = tfd.convert.load_dcn
 
 
 def golden(module):
@@ -205,6 +206,106 @@ def test_mmcvs_layers_without_a_predictor_fit_those_built_with_an_offset(modulat
     assert all(np.all(weight == 1) for weight in layer.weights)
 
 
+# InternImage's dcnv3.py with the options of InternImage-H; DCNv4's dcnv4.py with and without its
+# options; Deformable DETR's and mmcv's attention of four maps, eight heads and four points.
+PUBLISHED = {
+    "DCNv3": (
+        load_dcn,
+        lambda: built(
+            tfd.layers.DCNv3(3, groups=4, depthwise_kernel_size=5, center_feature_scale=True),
+            *(9, 8, 64),
+        ),
+        {
+            "dw_conv.0.weight": (64, 1, 5, 5),
+            "dw_conv.0.bias": (64,),
+            "dw_conv.1.1.weight": (64,),
+            "dw_conv.1.1.bias": (64,),
+            "offset.weight": (72, 64),
+            "offset.bias": (72,),
+            "mask.weight": (36, 64),
+            "mask.bias": (36,),
+            "input_proj.weight": (64, 64),
+            "input_proj.bias": (64,),
+            "output_proj.weight": (64, 64),
+            "output_proj.bias": (64,),
+            "center_feature_scale_proj_weight": (4, 64),
+            "center_feature_scale_proj_bias": (4,),
+        },
+    ),
+    "DCNv4": (
+        load_dcn,
+        lambda: built(
+            tfd.layers.DCNv4(
+                3,
+                groups=4,
+                depthwise_kernel_size=3,
+                center_feature_scale=True,
+                remove_center=True,
+                output_bias=False,
+            ),
+            *(9, 8, 64),
+        ),
+        {
+            "offset_mask_dw.weight": (64, 1, 3, 3),
+            "offset_mask_dw.bias": (64,),
+            "offset_mask.weight": (96, 64),
+            "offset_mask.bias": (96,),
+            "value_proj.weight": (64, 64),
+            "value_proj.bias": (64,),
+            "output_proj.weight": (64, 64),
+            "center_feature_scale_proj_weight": (4, 64),
+            "center_feature_scale_proj_bias": (4,),
+        },
+    ),
+    "DCNv4, plain": (
+        load_dcn,
+        lambda: built(tfd.layers.DCNv4(3, groups=4, pointwise=False), 9, 8, 64),
+        {"offset_mask.weight": (112, 64), "offset_mask.bias": (112,)},
+    ),
+    "attention": (
+        load_mmcv,
+        lambda: attention(),
+        {
+            "sampling_offsets.weight": (256, 256),
+            "sampling_offsets.bias": (256,),
+            "attention_weights.weight": (128, 256),
+            "attention_weights.bias": (128,),
+            "value_proj.weight": (256, 256),
+            "value_proj.bias": (256,),
+            "output_proj.weight": (256, 256),
+            "output_proj.bias": (256,),
+        },
+    ),
+}
+
+
+def attention():
+    layer = tfd.layers.MultiScaleDeformableAttention(num_heads=8, key_dim=32, num_points=4)
+    layer.build((None, 10, 256), (None, 10, 2), [(None, size, size, 256) for size in (8, 4, 2, 1)])
+    return layer
+
+
+@pytest.mark.parametrize("module", PUBLISHED)
+def test_the_names_and_shapes_published_fit(module, rng):
+    load, make, shapes = PUBLISHED[module]
+    weights = {f"m.{name}": rng.normal(size=shape) for name, shape in shapes.items()}
+    layer = make()
+    load(layer, weights, "m.")
+    assert len(layer.weights) == len(shapes)
+    for name, array in weights.items():
+        part, _, kind = name.removeprefix("m.").replace("proj_", "proj.").rpartition(".")
+        variable = "kernel" if kind == "weight" else "bias"
+        if part == "dw_conv.1.1":
+            variable = "gamma" if kind == "weight" else "beta"
+        owner = {"dw_conv.0": "dw_conv", "dw_conv.1.1": "dw_norm"}.get(part, part)
+        actual = getattr(getattr(layer, owner), variable).numpy()
+        if array.ndim == 4:
+            actual = np.moveaxis(actual, (2, 3), (0, 1))  # [channels, 1, height, width]
+        elif array.ndim == 2:
+            actual = actual.T
+        np.testing.assert_array_equal(actual, np.float32(array))
+
+
 # Files
 
 
@@ -335,7 +436,12 @@ BAD_LAYERS = {
         lambda: keras.layers.BatchNormalization(),
         {},
     ),
-    r"layer must be one of DeformableConv, received a Conv2D": (
+    r"layer must be one of DCNv3, DCNv4, received a Dense": (
+        load_dcn,
+        lambda: keras.layers.Dense(3),
+        {},
+    ),
+    r"layer must be one of DeformableConv, MultiScale.*received a Conv2D": (
         load_mmcv,
         lambda: keras.layers.Conv2D(4, 3),
         {},

@@ -1,4 +1,4 @@
-"""Weights from torchvision, PyTorch and mmcv into built layers; neither library is needed.
+"""Weights from torchvision, PyTorch, mmcv and InternImage into built layers; none is needed.
 
 The weights are a mapping of names to arrays, such as `{name: tensor.numpy() for name, tensor in
 model.state_dict().items()}`, or the path of a .safetensors or .npz file.
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from tf_deform.layers import DCNv3, DCNv4, MultiScaleDeformableAttention
 from tf_deform.layers.deformable_conv import DeformableConv
 
 _KERNEL_LAYERS = (
@@ -92,16 +93,17 @@ def load_torchvision(
 
 
 def load_mmcv(layer, weights, prefix=""):
-    """Sets the weights of a built deformable convolution from those of mmcv's.
+    """Sets the weights of a built layer from those of mmcv's.
 
     From DeformConv2dPack (registered as DCN) into a plain layer, from ModulatedDeformConv2dPack
     (DCNv2) into one with `modulated=True` and `mask_scale=1`: mmcv's mask is the sigmoid itself.
     From DeformConv2d and ModulatedDeformConv2d into a layer built with an offset given. mmcv has no
     bias in the unmodulated ones, so `use_bias=False` there, and pads alike on both sides: give the
-    layer its `padding` as an int.
+    layer its `padding` as an int. MultiScaleDeformableAttention has the same names in mmcv and in
+    the authors' Deformable DETR.
 
     Args:
-        layer: a built DeformableConv2D without `max_offset`.
+        layer: a built DeformableConv2D without `max_offset`, or MultiScaleDeformableAttention.
         weights: mapping of names to arrays in PyTorch's layout, or a path.
         prefix: of the layer's names, as "backbone.layer4.0.conv2."; what follows is "weight",
             "bias", "conv_offset.weight" and "conv_offset.bias". Older files have the last two as
@@ -112,7 +114,7 @@ def load_mmcv(layer, weights, prefix=""):
             such entries are named, and the layer is as before. Also a layer of another kind, not
             built, or with an option that mmcv does not have.
 
-    Source: mmcv.ops.deform_conv, mmcv.ops.modulated_deform_conv.
+    Source: mmcv.ops: deform_conv, modulated_deform_conv and multi_scale_deform_attn.
 
     Example:
         >>> layer = tfd.layers.DeformableConv2D(6, 3, padding=1, modulated=True, mask_scale=1)
@@ -122,7 +124,11 @@ def load_mmcv(layer, weights, prefix=""):
         >>> weights["conv_offset.bias"] = np.zeros([27])
         >>> load_mmcv(layer, weights)
     """
-    _check_layer(layer, (DeformableConv,))
+    _check_layer(layer, (DeformableConv, MultiScaleDeformableAttention))
+    if isinstance(layer, MultiScaleDeformableAttention):
+        names = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+        _load(layer, weights, [prefix], _linear_parts(layer, prefix, names))
+        return
     predicts = layer.offset_kernel is not None
     if predicts and layer.modulated and layer.mask_scale != 1:
         raise ValueError(
@@ -141,6 +147,53 @@ def load_mmcv(layer, weights, prefix=""):
         found = older if f"{older}weight" in arrays else f"{prefix}conv_offset."
         parts += _predictor_parts(layer, found)
     _load(layer, arrays, [prefix, older], parts)
+
+
+def load_dcn(layer, weights, prefix=""):
+    """Sets the weights of a built DCNv3 or DCNv4 from those of the authors' modules.
+
+    Args:
+        layer: a built DCNv3 or DCNv4 with the options of the module: `kernel_size`, `groups`,
+            `depthwise_kernel_size`, `center_feature_scale`, `remove_center`, and DCNv4's
+            `pointwise` and `output_bias`.
+        weights: mapping of names to arrays in PyTorch's layout, or a path.
+        prefix: of the layer's names, as "levels.0.blocks.1.dcn.".
+
+    Raises:
+        ValueError: an entry is missing, is left over under the prefix, or has another shape; all
+            such entries are named, and the layer is as before. Also a layer of another kind or not
+            built.
+
+    Source: the modules of InternImage (arXiv:2211.05778) and of DCNv4 (arXiv:2401.06197).
+
+    Example:
+        >>> layer = tfd.layers.DCNv4(groups=2)
+        >>> layer.build((None, 9, 7, 16))
+        >>> weights = {"offset_mask.weight": np.zeros([56, 16]), "offset_mask.bias": np.zeros([56])}
+        >>> for name in ("value_proj", "output_proj"):
+        ...     weights[f"{name}.weight"], weights[f"{name}.bias"] = np.eye(16), np.zeros([16])
+        >>> load_dcn(layer, weights)
+    """
+    _check_layer(layer, (DCNv3, DCNv4))
+    if isinstance(layer, DCNv3):
+        parts = _depthwise_parts(layer.dw_conv, f"{prefix}dw_conv.0.")
+        # The first in the authors' block around it changes the layout.
+        for variable, name in ((layer.dw_norm.gamma, "weight"), (layer.dw_norm.beta, "bias")):
+            shapes = {f"{prefix}dw_conv.1.1.{name}": tuple(variable.shape)}
+            parts.append(_Part(variable, shapes, np.asarray))
+        parts += _linear_parts(layer, prefix, ("offset", "mask", "input_proj", "output_proj"))
+    else:
+        parts = _linear_parts(layer, prefix, ("offset_mask",))
+        if layer.depthwise_kernel_size is not None:
+            parts += _depthwise_parts(layer.offset_mask_dw, f"{prefix}offset_mask_dw.")
+        if layer.pointwise:
+            parts += _linear_parts(layer, prefix, ("value_proj", "output_proj"))
+    if layer.center_feature_scale:
+        share = layer.center_feature_scale_proj
+        # The authors' are parameters of their own: "center_feature_scale_proj_weight".
+        outputs = {f"{prefix}center_feature_scale_proj_": layer.groups}
+        parts += _parts(share.kernel, share.bias, outputs)
+    _load(layer, weights, [prefix], parts)
 
 
 def read(path):
@@ -249,6 +302,28 @@ def _parts(kernel, bias, outputs, pooled_size=None):
         shapes = {f"{prefix}bias": (each,) for prefix, each in outputs.items()}
         parts.append(_Part(bias, shapes, lambda *pieces: np.concatenate(pieces)))
     return parts
+
+
+def _linear_parts(layer, prefix, names):
+    """Returns the parts of linear layers in a layer, which have the same names here and there."""
+    parts = []
+    for name in names:
+        dense = getattr(layer, name)
+        parts += _parts(dense.kernel, dense.bias, {f"{prefix}{name}.": dense.units})
+    return parts
+
+
+def _depthwise_parts(conv, prefix):
+    """Returns the parts of a depthwise convolution."""
+    *size, channels, _ = conv.kernel.shape
+
+    def make_kernel(weight):
+        return np.transpose(weight, [2, 3, 0, 1])  # [*size, channels, 1]
+
+    return [
+        _Part(conv.kernel, {f"{prefix}weight": (channels, 1, *size)}, make_kernel),
+        _Part(conv.bias, {f"{prefix}bias": (channels,)}, np.asarray),
+    ]
 
 
 def _predictor_parts(layer, offset_prefix, mask_prefix=None):
