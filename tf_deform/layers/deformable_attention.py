@@ -120,12 +120,12 @@ class MultiScaleDeformableAttention(Projected):
         The heads look in directions all around, whose longer coordinate is 1; the points of a head
         are 1, 2, ... such steps away.
         """
-        angles = [2 * math.pi * head / self.num_heads for head in range(self.num_heads)]
-        directions = [(math.cos(angle), math.sin(angle)) for angle in angles]
-        offsets = [
-            [(x * step, y * step) for step in range(1, self.num_points + 1)] * self.num_levels
-            for x, y in ((x / max(abs(x), abs(y)), y / max(abs(x), abs(y))) for x, y in directions)
-        ]
+        offsets = []
+        for head in range(self.num_heads):
+            angle = 2 * math.pi * head / self.num_heads
+            x, y = math.cos(angle), math.sin(angle)
+            steps = [step / max(abs(x), abs(y)) for step in range(1, self.num_points + 1)]
+            offsets.append([(x * step, y * step) for step in steps] * self.num_levels)
         return tf.reshape(tf.constant(offsets, dtype), shape)
 
     def _projected(self, values, masks):
