@@ -149,7 +149,8 @@ def explicit_padding(padding, space, extents, strides):
         for size, extent, stride in zip(space, extents, strides, strict=True):
             total = extent - 1  # whatever the size, if the stride is 1
             if stride > 1:
-                total = _at_least_zero((-(-size // stride) - 1) * stride + extent - size)
+                outputs = (size + stride - 1) // stride  # not -(-size // stride): ONNX divides towards 0
+                total = _at_least_zero((outputs - 1) * stride + extent - size)
             pads.append((total // 2, total - total // 2))
         return pads
     pads = [(padding, padding)] * rank if validation.is_integer(padding) else padding
