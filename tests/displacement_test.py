@@ -84,13 +84,16 @@ def test_derivatives_of_warp(rank, rng):
     check_derivatives(tfd.ops.warp, inputs, flow)
 
 
-def test_flow_is_not_rounded_where_inputs_are_half_precision():
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+def test_positions_are_not_rounded_where_inputs_or_flow_are_half_precision(dtype):
     row = np.tile([0.0, 1.0], 1000).reshape(1, 2000, 1)
     flow = np.full((1, 2000, 1), 0.3, "float32")
-    layer = tfd.layers.DenseImageWarp(dtype="mixed_bfloat16")
-    warped = layer(row, flow)
-    assert warped.dtype == "bfloat16"
-    np.testing.assert_allclose(tf.cast(warped, "float32")[0, 1500:1502, 0], [0.3, 0.7], atol=2e-3)
+    layer = tfd.layers.DenseImageWarp(dtype=f"mixed_{dtype}")
+    for each in (flow, tf.cast(flow, dtype)):
+        warped = layer(row, each)
+        assert warped.dtype == dtype
+        actual = tf.cast(warped, "float32")[0, 1500:1502, 0]
+        np.testing.assert_allclose(actual, [0.3, 0.7], atol=3e-3)
 
 
 @pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
