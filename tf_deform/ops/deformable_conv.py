@@ -149,7 +149,7 @@ def explicit_padding(padding, space, extents, strides):
         for size, extent, stride in zip(space, extents, strides, strict=True):
             total = extent - 1  # whatever the size, if the stride is 1
             if stride > 1:
-                outputs = (size + stride - 1) // stride  # not -(-size // stride): ONNX divides towards 0
+                outputs = (size + stride - 1) // stride  # of positive numbers: ONNX rounds to 0
                 total = _at_least_zero((outputs - 1) * stride + extent - size)
             pads.append((total // 2, total - total // 2))
         return pads
