@@ -359,6 +359,11 @@ def test_a_pixel_outside_the_support_cannot_leak(pixel, p, padding_mode, support
         assert of_p == finite[2]
 
 
+def test_a_corner_of_weight_zero_inside_the_image_counts():
+    value, _, _ = sample_line([1, 2, np.nan, 8], 1)
+    assert np.isnan(value)
+
+
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("p", [np.nan, -7, 9.5])
 def test_no_pixel_leaks_into_a_sample_that_is_dropped(interpolation, p):
