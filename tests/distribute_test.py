@@ -131,6 +131,8 @@ def expected():
 
 @pytest.mark.parametrize("name", ("mirrored", "worker 0", "worker 1"))
 def test_training_equals_that_on_one_device(name, trained, expected):
+    if name == "mirrored" and not hasattr(keras.src.losses.loss, "scale_loss_for_distribution"):
+        pytest.skip("this Keras does not divide the loss by the number of replicas in fit")
     initial = make_model().get_weights()
     for actual, wanted, old in zip(trained[name], expected, initial, strict=True):
         assert relative_error(wanted, old) > 1e-3

@@ -411,7 +411,7 @@ def larger_shapes(case):
     first, *others = case.shapes
     (first,) = map_shapes(lambda shape: tuple(n + 2 if n > 4 else n for n in shape), [first])
     larger = {(2, 7, 6, 12): (2, 9, 8, 12), FLOW: (2, 11, 9, 2)}
-    return first, *(larger.get(shape, shape) for shape in others)
+    return first, *map_shapes(lambda shape: larger.get(shape, shape), others)
 
 
 # Modes and dtypes

@@ -74,6 +74,8 @@ def deformable(model, layers=None, **options):
         return copied
 
     result = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    if model.compiled and not result.compiled:  # as Keras 3.7 leaves a Sequential
+        result.compile_from_config(model.get_compile_config())
     for layer, copied in copies:
         if layer in chosen:
             copied.kernel.assign(layer.kernel)

@@ -40,15 +40,15 @@ class RoIPooling(keras.layers.Layer):
         boxes = validation.floating("boxes", boxes)
         batch, height, width, _ = validation.sizes(features)
         boxes = validation.shaped("boxes", boxes, [batch, None, 4], "[batch, rois, 4]")
-        if self.bounding_box_format != "xyxy":
-            wide = "float64" if boxes.dtype == tf.float64 else "float32"
+        boxes = tf.cast(boxes, tf.float64 if boxes.dtype == tf.float64 else tf.float32)
+        name = self.bounding_box_format
+        if name.startswith("rel_"):  # done here: Keras 3.7 gets rel_center_xywh wrong
+            name = name.removeprefix("rel_")
+            size = (height, width) if name == "yxyx" else (width, height)
+            boxes *= tf.cast(tf.stack([*size, *size]), boxes.dtype) / spatial_scale
+        if name != "xyxy":
             boxes = keras.utils.bounding_boxes.convert_format(
-                boxes,
-                source=self.bounding_box_format,
-                target="xyxy",
-                height=tf.cast(height, wide) / spatial_scale,
-                width=tf.cast(width, wide) / spatial_scale,
-                dtype=wide,
+                boxes, source=name, target="xyxy", dtype=boxes.dtype.name
             )
         rois = validation.sizes(boxes)[1]
         image = tf.repeat(tf.range(batch), rois)
