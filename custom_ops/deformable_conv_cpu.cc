@@ -18,8 +18,9 @@ namespace {
 
 constexpr int64_t kForwardTile = 48;   // output pixels
 constexpr int64_t kBackwardTile = 96;  // output pixels
-constexpr int64_t kLine = 16;          // channels: a cache line of float32
-constexpr int64_t kOwners = 8;         // of the backward pass: what it can run on in parallel
+constexpr int64_t kLine = 32;          // channels that an owner has at least
+constexpr int64_t kOwners = 4;         // that a backward pass has, if it has the channels
+constexpr int64_t kMostBlocks = 16;    // of images
 constexpr int64_t kPartialBytes = int64_t{1} << 20;  // of point gradients, each block
 constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all blocks
 
@@ -76,12 +77,9 @@ class Convolution {
         group_channels_(sizes.channels / sizes.groups),
         group_filters_(sizes.filters / sizes.groups),
         moved_channels_(sizes.channels / sizes.deformable_groups),
+        space_(sizes.space, sizes.channels),
+        image_(space_.elements),
         tap_(taps_ * kRank) {
-    image_ = sizes.channels;
-    for (int axis = kRank - 1; axis >= 0; --axis) {
-      stride_[axis] = image_;
-      image_ *= sizes.space[axis];
-    }
     for (int64_t tap = 0; tap < taps_; ++tap) {
       int64_t rest = tap;
       for (int axis = kRank - 1; axis >= 0; --axis) {
@@ -139,7 +137,7 @@ class Convolution {
     for (int axis = 0; axis < kRank; ++axis) {
       position[axis] = static_cast<T>(base[axis] + tap_[tap * kRank + axis]) + shift[axis];
     }
-    FindCorners<T, kRank>(position, sizes_.space, stride_, corners);
+    FindCorners(position, space_, corners);
   }
 
   T Mask(int64_t point, int64_t moved, int64_t tap) const {
@@ -158,8 +156,7 @@ class Convolution {
           const T factor = Mask(point, moved, tap);
           for (int i = 0; i < corners.count; ++i) corners.weight[i] *= factor;
           const int64_t channel = moved * moved_channels_;
-          SumRows(image + channel, corners.offset, corners.weight,
-                  corners.reads ? corners.count : 0, moved_channels_, false, columns + channel);
+          SumOfCorners(corners, image + channel, moved_channels_, columns + channel);
         }
       }
     }
@@ -215,12 +212,12 @@ class Convolution {
   const T *inputs_, *kernel_, *offset_, *mask_;
   int64_t pixels_, taps_;  // of the output of one image; of the kernel
   int64_t group_channels_, group_filters_, moved_channels_;
+  Space<T, kRank> space_;
   int64_t image_;  // elements
-  int64_t stride_[kRank];
   std::vector<int64_t> tap_;  // [taps, rank]: positions relative to the output pixel's
 };
 
-// Slices of whole cache lines, wide because each finds the corners again, but enough for kOwners.
+// Slices of whole lines, wide because each finds the corners again, but enough for kOwners.
 template <typename T, int kRank>
 auto Convolution<T, kRank>::Slices(int64_t blocks) const -> std::vector<Slice> {
   const int64_t others = blocks * sizes_.deformable_groups;
@@ -405,7 +402,7 @@ inline void BackwardRows(const T* __restrict__ values, const int64_t* offset, co
     }
     Store(columns + c, sum);
   }
-  for (int i = 0; i < kCount; ++i) dot[i] = c > 0 ? Total<T>(dots[i]) : T(0);
+  for (int i = 0; i < kCount; ++i) dot[i] = c > 0 ? Total(dots[i]) : T(0);
   for (; c < channels; ++c) {
     T sum = T(0);
     for (int i = 0; i < kCount; ++i) {
@@ -438,9 +435,9 @@ void Convolution<T, kRank>::BackwardPoint(const Slice& slice, int64_t point, int
                            values_gradient, dot);
   } else {
     const int read = corners.reads ? corners.count : 0;
-    SumRows(values, corners.offset, weight, read, width, false, columns);
-    AddRows(columns_gradient, corners.offset, weight, read, width, values_gradient);
-    DotRows(values, corners.offset, corners.count, columns_gradient, width, dot);
+    SumRows<0>(values, corners.offset, weight, read, width, false, columns);
+    AddRows<0>(columns_gradient, corners.offset, weight, read, width, values_gradient);
+    DotRows<0>(values, corners.offset, corners.count, columns_gradient, width, dot);
   }
   T sample = T(0);
   T slope[kRank] = {};
@@ -461,7 +458,7 @@ void Convolution<T, kRank>::Backward(const Pool& pool, const T* gradient, T* inp
                                      T* kernel_gradient, T* offset_gradient,
                                      T* mask_gradient) const {
   const int64_t kernel_size = taps_ * sizes_.channels * group_filters_;
-  const int64_t most = std::clamp<int64_t>(kBlocksBytes / (kernel_size * sizeof(T)), 1, kOwners);
+  const int64_t most = std::clamp<int64_t>(kBlocksBytes / (kernel_size * sizeof(T)), 1, kMostBlocks);
   const int64_t images = std::max<int64_t>(1, (sizes_.batch + most - 1) / most);  // a block has
   const int64_t blocks = std::max<int64_t>(1, (sizes_.batch + images - 1) / images);
   const std::vector<Slice> slices = Slices(blocks);

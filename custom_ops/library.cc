@@ -76,6 +76,6 @@ Pool ThreadsOf(tensorflow::OpKernelContext* context) {
 
 }  // namespace tf_deform
 
-extern "C" const char* TfDeformInstructionSet() {
+extern "C" __attribute__((visibility("default"))) const char* TfDeformInstructionSet() {
   return tf_deform::LoadOnce().instruction_set.c_str();
 }

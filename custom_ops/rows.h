@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <iterator>
+#include <type_traits>
 #ifdef __FMA__
 #include <immintrin.h>
 #endif
@@ -57,21 +59,30 @@ inline typename Vector<T>::Type Broadcast(T value) {
   return typename Vector<T>::Type{} + value;
 }
 
-template <typename T>
-inline T Total(typename Vector<T>::Type vector) {
-  T parts[Vector<T>::kLanes];
+// Returns the sum of the lanes.
+template <typename V>
+inline auto Total(V vector) {
+  std::decay_t<decltype(vector[0])> parts[sizeof vector / sizeof vector[0]];
   std::memcpy(parts, &vector, sizeof vector);
-  for (int64_t half = Vector<T>::kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+  for (int half = std::size(parts) / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
   }
   return parts[0];
 }
+#if defined(__AVX512F__)
+inline float Total(__m512 vector) { return _mm512_reduce_add_ps(vector); }
+inline double Total(__m512d vector) { return _mm512_reduce_add_pd(vector); }
+#endif
+
+// The functions that follow take `count` rows; where kCount is not 0, it says that number to the
+// compiler.
 
 // out[c] = sum over i of weight[i] * values[offset[i] + c]; with `add`, added to out.
-template <typename T>
+template <int kCount, typename T>
 inline void SumRows(const T* __restrict__ values, const int64_t* offset, const T* weight,
                     int64_t count, int64_t channels, bool add, T* __restrict__ out) {
   constexpr int64_t kLanes = Vector<T>::kLanes;
+  if (kCount) count = kCount;
   int64_t c = 0;
   for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
     typename Vector<T>::Type sum[4] = {};
@@ -100,12 +111,26 @@ inline void SumRows(const T* __restrict__ values, const int64_t* offset, const T
   }
 }
 
+// out[c] = the sample of channel c that the corners make.
+template <typename AnyCorners, typename T>
+inline void SumOfCorners(const AnyCorners& corners, const T* __restrict__ values, int64_t channels,
+                         T* __restrict__ out) {
+  constexpr int kMost = AnyCorners::kMost;
+  if (corners.count == kMost && corners.reads) {
+    SumRows<kMost>(values, corners.offset, corners.weight, kMost, channels, false, out);
+  } else {
+    SumRows<0>(values, corners.offset, corners.weight, corners.reads ? corners.count : 0, channels,
+               false, out);
+  }
+}
+
 // dot[i] = sum over c of values[offset[i] + c] * row[c], for at most eight i.
-template <typename T>
+template <int kCount, typename T>
 inline void DotRows(const T* __restrict__ values, const int64_t* offset, int64_t count,
                     const T* __restrict__ row, int64_t channels, T* dot) {
   constexpr int64_t kLanes = Vector<T>::kLanes;
-  typename Vector<T>::Type sums[8] = {};
+  if (kCount) count = kCount;
+  typename Vector<T>::Type sums[kCount ? kCount : 8] = {};
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
     const auto part = Load(row + c);
@@ -114,17 +139,18 @@ inline void DotRows(const T* __restrict__ values, const int64_t* offset, int64_t
     }
   }
   for (int64_t i = 0; i < count; ++i) {
-    T sum = c > 0 ? Total<T>(sums[i]) : T(0);
+    T sum = c > 0 ? Total(sums[i]) : T(0);
     for (int64_t rest = c; rest < channels; ++rest) sum += values[offset[i] + rest] * row[rest];
     dot[i] = sum;
   }
 }
 
 // values[offset[i] + c] += weight[i] * row[c]; the offsets differ.
-template <typename T>
+template <int kCount, typename T>
 inline void AddRows(const T* __restrict__ row, const int64_t* offset, const T* weight,
                     int64_t count, int64_t channels, T* __restrict__ values) {
   constexpr int64_t kLanes = Vector<T>::kLanes;
+  if (kCount) count = kCount;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
     const auto part = Load(row + c);

@@ -12,23 +12,10 @@ namespace {
 
 constexpr int64_t kLine = 16;  // channels that one owner has at least: a cache line of float32
 
-// The image, and the strides of its axes in elements.
-template <int kRank>
-struct Image {
-  explicit Image(const SampleSizes& sizes) : elements(sizes.channels) {
-    for (int axis = kRank - 1; axis >= 0; --axis) {
-      stride[axis] = elements;
-      elements *= sizes.space[axis];
-    }
-  }
-  int64_t elements;
-  int64_t stride[kRank];
-};
-
 template <typename T, int kRank>
 void Sample(const Pool& pool, const SampleSizes& sizes, const T* values, const T* points,
             const T* weights, const int64_t* image_index, T* out) {
-  const Image<kRank> image(sizes);
+  const Space<T, kRank> image(sizes.space, sizes.channels);
   const int64_t width = sizes.channels / sizes.groups;
   const int64_t cost = sizes.groups * sizes.points * (50 + width * Corners<T, kRank>::kMost / 4);
   ParallelFor(pool, sizes.rows * sizes.queries, cost, [&](int64_t begin, int64_t end) {
@@ -42,13 +29,20 @@ void Sample(const Pool& pool, const SampleSizes& sizes, const T* values, const T
       for (int64_t group = 0; group < sizes.groups; ++group) {
         const int64_t first = (query * sizes.groups + group) * sizes.points;
         T* to = out + query * sizes.channels + group * width;
+        if (sizes.points == 1) {
+          FindCorners(points + first * kRank, image, &corners);
+          const T factor = weights ? weights[first] : T(1);
+          for (int i = 0; i < corners.count; ++i) corners.weight[i] *= factor;
+          SumOfCorners(corners, from + group * width, width, to);
+          continue;
+        }
         int64_t count = 0;
         bool add = false;
         for (int64_t point = first; point < first + sizes.points; ++point) {
-          FindCorners<T, kRank>(points + point * kRank, sizes.space, image.stride, &corners);
+          FindCorners(points + point * kRank, image, &corners);
           if (!corners.reads) continue;
           if (count + corners.count > kMost) {
-            SumRows(from + group * width, offset, weight, count, width, add, to);
+            SumRows<0>(from + group * width, offset, weight, count, width, add, to);
             add = true;
             count = 0;
           }
@@ -58,7 +52,7 @@ void Sample(const Pool& pool, const SampleSizes& sizes, const T* values, const T
             weight[count] = corners.weight[i] * factor;
           }
         }
-        SumRows(from + group * width, offset, weight, count, width, add, to);
+        SumRows<0>(from + group * width, offset, weight, count, width, add, to);
       }
     }
   });
@@ -82,7 +76,7 @@ struct RowsOfImages {
 template <typename T, int kRank>
 void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* points, const T* weights,
                       const int64_t* image_index, const T* gradient, T* values_gradient) {
-  const Image<kRank> image(sizes);
+  const Space<T, kRank> image(sizes.space, sizes.channels);
   const RowsOfImages rows(sizes, image_index);
   const int64_t width = sizes.channels / sizes.groups;
   // Finding corners again for each slice costs about a line: no more slices than give eight owners.
@@ -111,11 +105,15 @@ void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* point
           const T* upstream = gradient + query * sizes.channels + low;
           const int64_t first = (query * sizes.groups + group) * sizes.points;
           for (int64_t point = first; point < first + sizes.points; ++point) {
-            FindCorners<T, kRank>(points + point * kRank, sizes.space, image.stride, &corners);
+            FindCorners(points + point * kRank, image, &corners);
             if (!corners.reads) continue;
             const T factor = weights ? weights[point] : T(1);
             for (int i = 0; i < corners.count; ++i) weight[i] = corners.weight[i] * factor;
-            AddRows(upstream, corners.offset, weight, corners.count, kept, to);
+            if (corners.count == Corners<T, kRank>::kMost) {
+              AddRows<Corners<T, kRank>::kMost>(upstream, corners.offset, weight, 0, kept, to);
+            } else {
+              AddRows<0>(upstream, corners.offset, weight, corners.count, kept, to);
+            }
           }
         }
       }
@@ -127,7 +125,7 @@ template <typename T, int kRank>
 void SampleGradPoints(const Pool& pool, const SampleSizes& sizes, const T* values, const T* points,
                       const T* weights, const int64_t* image_index, const T* gradient,
                       T* points_gradient, T* weights_gradient) {
-  const Image<kRank> image(sizes);
+  const Space<T, kRank> image(sizes.space, sizes.channels);
   const int64_t width = sizes.channels / sizes.groups;
   const int64_t cost = sizes.groups * sizes.points * (80 + width * Corners<T, kRank>::kMost / 4);
   ParallelFor(pool, sizes.rows * sizes.queries, cost, [&](int64_t begin, int64_t end) {
@@ -140,8 +138,13 @@ void SampleGradPoints(const Pool& pool, const SampleSizes& sizes, const T* value
         const T* upstream = gradient + query * sizes.channels + group * width;
         const int64_t first = (query * sizes.groups + group) * sizes.points;
         for (int64_t point = first; point < first + sizes.points; ++point) {
-          FindCorners<T, kRank>(points + point * kRank, sizes.space, image.stride, &corners);
-          DotRows(from + group * width, corners.offset, corners.count, upstream, width, dot);
+          FindCorners(points + point * kRank, image, &corners);
+          if (corners.count == Corners<T, kRank>::kMost) {
+            DotRows<Corners<T, kRank>::kMost>(from + group * width, corners.offset, 0, upstream,
+                                              width, dot);
+          } else {
+            DotRows<0>(from + group * width, corners.offset, corners.count, upstream, width, dot);
+          }
           const T factor = weights ? weights[point] : T(1);
           T sample = T(0);
           T slope[kRank] = {};

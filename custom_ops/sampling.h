@@ -8,12 +8,32 @@
 #include <cstdint>
 
 #ifdef __CUDACC__
-#define TF_DEFORM_HOST_DEVICE __host__ __device__
+#define TF_DEFORM_INLINE __host__ __device__ __forceinline__
+#define TF_DEFORM_UNROLL _Pragma("unroll")
 #else
-#define TF_DEFORM_HOST_DEVICE
+#define TF_DEFORM_INLINE inline __attribute__((always_inline))
+#define TF_DEFORM_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 namespace tf_deform {
+
+// An image's axes. Strides are in elements.
+template <typename T, int kRank>
+struct Space {
+  Space(const int64_t* sizes, int64_t channels) {
+    elements = channels;
+    for (int axis = kRank - 1; axis >= 0; --axis) {
+      size[axis] = sizes[axis];
+      limit[axis] = static_cast<T>(sizes[axis]);
+      stride[axis] = elements;
+      elements *= sizes[axis];
+    }
+  }
+
+  int64_t size[kRank], stride[kRank];
+  T limit[kRank];    // the sizes
+  int64_t elements;  // of the image
+};
 
 // The pixels around a point. Those outside the image are left out, never multiplied by 0, so that
 // a NaN that is not read cannot leak.
@@ -21,65 +41,81 @@ template <typename T, int kRank>
 struct Corners {
   static constexpr int kMost = 1 << kRank;
 
-  int count = 0;           // 0 where the point is outside or not finite
-  bool reads = false;      // whether the sample reads them; if not, only its derivatives do
-  int64_t offset[kMost];   // from the image's first element
-  T weight[kMost];         // the sample is the sum of weight * value
-  T slope[kMost][kRank];   // derivatives of the weight to the coordinates
+  int count;              // 0 where the point is outside or not finite
+  bool reads;             // whether the sample reads them; if not, only its derivatives do
+  int64_t offset[kMost];  // from the image's first element
+  T weight[kMost];        // the sample is the sum of weight * value
+  T slope[kMost][kRank];  // derivatives of the weight to the coordinates
 };
+
+// Sets offset, weight and slope number `at` to those of a corner, whose bits are the sides along the
+// axes, the first axis highest. lower: the first corner's offset. fraction: how far the point is.
+template <typename T, int kRank>
+TF_DEFORM_INLINE void SetCorner(const Space<T, kRank>& space, int corner, int64_t lower,
+                                const T* fraction, int at, Corners<T, kRank>* corners) {
+  const auto side = [&](int axis) { return corner >> (kRank - 1 - axis) & 1; };
+  const auto along = [&](int axis) { return side(axis) ? fraction[axis] : T(1) - fraction[axis]; };
+  int64_t offset = lower;
+  T weight = along(0);
+  TF_DEFORM_UNROLL
+  for (int axis = 0; axis < kRank; ++axis) {
+    offset += side(axis) ? space.stride[axis] : 0;
+    if (axis > 0) weight *= along(axis);
+    T slope = side(axis) ? T(1) : T(-1);
+    TF_DEFORM_UNROLL
+    for (int other = 0; other < kRank; ++other) {
+      if (other != axis) slope *= along(other);
+    }
+    corners->slope[at][axis] = slope;
+  }
+  corners->offset[at] = offset;
+  corners->weight[at] = weight;
+}
 
 // Finds the corners of a point under the zeros rule: a sample reads where -1 < p < size. At p = -1
 // it is 0 while its derivative follows the corner that exists, so that zero offsets can learn.
-// point, size, stride: [kRank]; strides are in elements.
+// point: [kRank].
 template <typename T, int kRank>
-TF_DEFORM_HOST_DEVICE inline void FindCorners(const T* point, const int64_t* size,
-                                              const int64_t* stride, Corners<T, kRank>* corners) {
+TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
+                                  Corners<T, kRank>* corners) {
+  constexpr int kMost = Corners<T, kRank>::kMost;
+  int64_t index[kRank];
+  T fraction[kRank];
+  int64_t lower = 0;
+  bool interior = true;
+  bool reads = true;
   corners->count = 0;
-  corners->reads = true;
-  int64_t offset[kRank][2];
-  T weight[kRank][2];
-  bool exists[kRank][2];
+  corners->reads = false;
+  TF_DEFORM_UNROLL
   for (int axis = 0; axis < kRank; ++axis) {
     const T p = point[axis];
     // NaN fails the first, infinity one of them: what is cast to an integer is in range.
-    if (!(p >= T(-1)) || !(p < static_cast<T>(size[axis]))) {
-      corners->reads = false;
-      return;
-    }
-    if (p == T(-1)) corners->reads = false;
-    const T lower = std::floor(p);
-    const int64_t index = static_cast<int64_t>(lower);
-    weight[axis][1] = p - lower;
-    weight[axis][0] = T(1) - weight[axis][1];
-    for (int side = 0; side < 2; ++side) {
-      offset[axis][side] = (index + side) * stride[axis];
-      exists[axis][side] = index + side >= 0 && index + side < size[axis];
-    }
+    if (!(p >= T(-1)) || !(p < space.limit[axis])) return;
+    const T floor = std::floor(p);
+    index[axis] = static_cast<int64_t>(floor);
+    fraction[axis] = p - floor;
+    lower += index[axis] * space.stride[axis];
+    interior = interior && index[axis] >= 0 && index[axis] + 1 < space.size[axis];
+    reads = reads && p > T(-1);
   }
-  int count = 0;
-  for (int corner = 0; corner < Corners<T, kRank>::kMost; ++corner) {
-    bool all = true;
-    int64_t at = 0;
-    T product = T(1);
+  if (interior) {
+    TF_DEFORM_UNROLL
+    for (int corner = 0; corner < kMost; ++corner) {
+      SetCorner(space, corner, lower, fraction, corner, corners);
+    }
+    corners->count = kMost;
+    corners->reads = true;
+    return;
+  }
+  for (int corner = 0; corner < kMost; ++corner) {
+    bool exists = true;
     for (int axis = 0; axis < kRank; ++axis) {
-      const int side = corner >> (kRank - 1 - axis) & 1;
-      all = all && exists[axis][side];
-      at += offset[axis][side];
-      product *= weight[axis][side];
+      const int64_t at = index[axis] + (corner >> (kRank - 1 - axis) & 1);
+      exists = exists && at >= 0 && at < space.size[axis];
     }
-    corners->offset[count] = at;
-    corners->weight[count] = product;
-    for (int along = 0; along < kRank; ++along) {
-      T slope = corner >> (kRank - 1 - along) & 1 ? T(1) : T(-1);
-      for (int axis = 0; axis < kRank; ++axis) {
-        if (axis != along) slope *= weight[axis][corner >> (kRank - 1 - axis) & 1];
-      }
-      corners->slope[count][along] = slope;
-    }
-    count += all;
+    if (exists) SetCorner(space, corner, lower, fraction, corners->count++, corners);
   }
-  corners->count = count;
-  corners->reads = corners->reads && count > 0;
+  corners->reads = reads && corners->count > 0;
 }
 
 }  // namespace tf_deform

@@ -40,6 +40,7 @@ LEVELS = {
     "tf_deform.layers.*": 7,
     "tf_deform.layers": 8,
     "tf_deform": 9,
+    "tf_deform.__main__": 10,
 }
 
 # What stands at the top of the repository; the user fixed most of these names.

@@ -80,8 +80,7 @@ def set_implementation(name):
     if name not in _IMPLEMENTATIONS:
         known = ", ".join(map(repr, _IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {known}, received {name!r}")
-    status = compiled_status()
-    if name == "compiled" and not status.available:
+    if name == "compiled" and not (status := compiled_status()).available:
         raise RuntimeError(f"The compiled implementation cannot be used: {status.reason}.")
     _implementation = name
 
@@ -148,7 +147,7 @@ def _load():
     """Returns the module of the library's ops and "", or None and why there is none."""
     path = library_path()
     if not path.exists():
-        others = {each.parent.name.split("-")[1] for each in path.parents[1].glob("*/*.so")}
+        others = {each.name.split("-")[1] for each in path.parents[1].glob("tensorflow-*")}
         built = f" (there are some for TensorFlow {', '.join(sorted(others))})" if others else ""
         return None, (
             f"no library for TensorFlow {tf.__version__} and these sources is built{built}: run "
