@@ -16,7 +16,8 @@
 namespace tf_deform {
 namespace {
 
-constexpr int64_t kForwardTile = 48;   // output pixels
+constexpr int64_t kTileBytes = int64_t{512} << 10;  // of a forward tile of kMostTile output pixels
+constexpr int64_t kMostTile = 96;      // output pixels; Eigen's AVX-512 kernel takes 48 at a time
 constexpr int64_t kBackwardTile = 96;  // output pixels
 constexpr int64_t kLine = 32;          // channels that an owner has at least
 constexpr int64_t kOwners = 4;         // that a backward pass has, if it has the channels
@@ -92,16 +93,19 @@ class Convolution {
 
   void Forward(const Pool& pool, T* out) const {
     const int64_t points = sizes_.batch * pixels_;
-    const int64_t tiles = (points + kForwardTile - 1) / kForwardTile;
     const int64_t columns = taps_ * sizes_.channels;
-    const int64_t cost = kForwardTile * columns * (group_filters_ / 16 + 1);
+    const bool small = kMostTile * columns * static_cast<int64_t>(sizeof(T)) <= kTileBytes;
+    const int64_t size = small ? kMostTile : kMostTile / 2;
+    const int64_t tiles = (points + size - 1) / size;
+    const int64_t cost = size * columns * (group_filters_ / 16 + 1);
     ParallelFor(pool, tiles, cost, [&](int64_t begin, int64_t end) {
-      const Buffer<T> buffer(kForwardTile * columns);
+      const Buffer<T> buffer(size * columns);
+      const Buffer<T> product(dense() ? size * sizes_.filters : 0);
       for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t first = tile * kForwardTile;
-        const int64_t count = std::min(kForwardTile, points - first);
+        const int64_t first = tile * size;
+        const int64_t count = std::min(size, points - first);
         SampleTile(first, count, buffer.get());
-        Multiply(buffer.get(), count, out + first * sizes_.filters);
+        Multiply(buffer.get(), count, product.get(), out + first * sizes_.filters);
       }
     });
   }
@@ -130,8 +134,9 @@ class Convolution {
   }
 
   // The position is made in integers; adding the offset is the only rounding.
+  template <bool kSlopes>
   void Find(int64_t point, const int64_t* base, int64_t moved, int64_t tap,
-            Corners<T, kRank>* corners) const {
+            Corners<T, kRank, kSlopes>* corners) const {
     const T* shift = offset_ + ((point * sizes_.deformable_groups + moved) * taps_ + tap) * kRank;
     T position[kRank];
     for (int axis = 0; axis < kRank; ++axis) {
@@ -140,13 +145,19 @@ class Convolution {
     FindCorners(position, space_, corners);
   }
 
+  // Where in the kernel the filters of a tap's channel begin.
+  int64_t Filters(int64_t tap, int64_t channel) const {
+    return (tap * group_channels_ + channel % group_channels_) * sizes_.filters +
+           channel / group_channels_ * group_filters_;
+  }
+
   T Mask(int64_t point, int64_t moved, int64_t tap) const {
     return mask_ ? mask_[(point * sizes_.deformable_groups + moved) * taps_ + tap] : T(1);
   }
 
   // columns: [count, taps, channels].
   void SampleTile(int64_t first, int64_t count, T* columns) const {
-    Corners<T, kRank> corners;
+    Corners<T, kRank, false> corners;
     int64_t base[kRank];
     for (int64_t point = first; point < first + count; ++point) {
       const T* image = inputs_ + Place(point, base) * image_;
@@ -154,22 +165,24 @@ class Convolution {
         for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
           Find(point, base, moved, tap, &corners);
           const T factor = Mask(point, moved, tap);
-          for (int i = 0; i < corners.count; ++i) corners.weight[i] *= factor;
           const int64_t channel = moved * moved_channels_;
-          SumOfCorners(corners, image + channel, moved_channels_, columns + channel);
+          SumOfCorners(corners, factor, image + channel, moved_channels_, columns + channel);
         }
       }
     }
   }
 
-  // columns: [count, taps, channels]; out: [count, filters].
-  void Multiply(const T* columns, int64_t count, T* out) const {
+  // columns: [count, taps, channels]; out: [count, filters]. product: room for as much as out, which
+  // takes it transposed: that suits how Eigen cuts a product into blocks.
+  void Multiply(const T* columns, int64_t count, T* product, T* out) const {
     const int64_t filters = sizes_.filters;
     const int64_t channels = sizes_.channels;
     if (dense()) {
-      View(out, filters, count, filters).noalias() =
-          View(kernel_, filters, taps_ * channels, filters) *
-          View(columns, taps_ * channels, count, taps_ * channels);
+      const auto transposed = View(product, count, filters, count);
+      View(product, count, filters, count).noalias() =
+          View(columns, taps_ * channels, count, taps_ * channels).transpose() *
+          View(kernel_, filters, taps_ * channels, filters).transpose();
+      View(out, filters, count, filters) = transposed.transpose();
       return;
     }
     std::fill(out, out + count * filters, T(0));
@@ -234,7 +247,7 @@ auto Convolution<T, kRank>::Slices(int64_t blocks) const -> std::vector<Slice> {
   return slices;
 }
 
-// packed: slice after slice, each [taps, channels of the slice, filters of a group].
+// packed: slice after slice, each [filters of a group, taps, channels of the slice].
 template <typename T, int kRank>
 void Convolution<T, kRank>::PackKernel(const Pool& pool, const std::vector<Slice>& slices,
                                        T* packed) const {
@@ -242,13 +255,14 @@ void Convolution<T, kRank>::PackKernel(const Pool& pool, const std::vector<Slice
   ParallelFor(pool, slices.size(), cost, [&](int64_t first, int64_t last) {
     for (int64_t nth = first; nth < last; ++nth) {
       const Slice& slice = slices[nth];
+      const int64_t inner = taps_ * slice.width();
       T* to = packed + taps_ * slice.begin * group_filters_;
       for (int64_t tap = 0; tap < taps_; ++tap) {
-        for (int64_t channel = slice.begin; channel < slice.end; ++channel, to += group_filters_) {
-          const T* from = kernel_ +
-                          (tap * group_channels_ + channel % group_channels_) * sizes_.filters +
-                          channel / group_channels_ * group_filters_;
-          std::copy(from, from + group_filters_, to);
+        for (int64_t channel = slice.begin; channel < slice.end; ++channel, ++to) {
+          const T* from = kernel_ + Filters(tap, channel);
+          for (int64_t filter = 0; filter < group_filters_; ++filter) {
+            to[filter * inner] = from[filter];
+          }
         }
       }
     }
@@ -264,18 +278,17 @@ void Convolution<T, kRank>::SumKernel(const Pool& pool, const std::vector<Slice>
   ParallelFor(pool, slices.size(), cost, [&](int64_t first, int64_t last) {
     for (int64_t nth = first; nth < last; ++nth) {
       const Slice& slice = slices[nth];
+      const int64_t inner = taps_ * slice.width();
       const T* from = partial + taps_ * slice.begin * group_filters_;
       for (int64_t tap = 0; tap < taps_; ++tap) {
-        for (int64_t channel = slice.begin; channel < slice.end;
-             ++channel, from += group_filters_) {
-          T* to = kernel_gradient +
-                  (tap * group_channels_ + channel % group_channels_) * sizes_.filters +
-                  channel / group_channels_ * group_filters_;
-          std::copy(from, from + group_filters_, to);
-          for (int64_t block = 1; block < blocks; ++block) {
-            for (int64_t filter = 0; filter < group_filters_; ++filter) {
-              to[filter] += from[block * size + filter];
+        for (int64_t channel = slice.begin; channel < slice.end; ++channel, ++from) {
+          T* to = kernel_gradient + Filters(tap, channel);
+          for (int64_t filter = 0; filter < group_filters_; ++filter) {
+            T sum = from[filter * inner];
+            for (int64_t block = 1; block < blocks; ++block) {
+              sum += from[block * size + filter * inner];
             }
+            to[filter] = sum;
           }
         }
       }
@@ -328,7 +341,7 @@ void Convolution<T, kRank>::ColumnsGradient(const Slice& slice, const T* kernel,
   const int64_t filters = sizes_.filters;
   if (dense()) {
     View(columns, inner, count, inner).noalias() =
-        View(kernel, filters, inner, filters).transpose() * View(gradient, filters, count, filters);
+        View(kernel, inner, filters, inner) * View(gradient, filters, count, filters);
     return;
   }
   if (depthwise()) {
@@ -343,9 +356,7 @@ void Convolution<T, kRank>::ColumnsGradient(const Slice& slice, const T* kernel,
   }
   ForGroups(slice, [&](int64_t tap, int64_t group, int64_t first, int64_t channels) {
     View(columns + tap * width + first, channels, count, inner).noalias() =
-        View(kernel + (tap * width + first) * group_filters_, group_filters_, channels,
-             group_filters_)
-            .transpose() *
+        View(kernel + tap * width + first, channels, group_filters_, inner) *
         View(gradient + group * group_filters_, group_filters_, count, filters);
   });
 }
@@ -359,8 +370,8 @@ void Convolution<T, kRank>::AddKernelGradient(const Slice& slice, const T* colum
   const int64_t inner = taps_ * width;
   const int64_t filters = sizes_.filters;
   if (dense()) {
-    View(kernel_gradient, filters, inner, filters).noalias() +=
-        View(gradient, filters, count, filters) * View(columns, inner, count, inner).transpose();
+    View(kernel_gradient, inner, filters, inner).noalias() +=
+        View(columns, inner, count, inner) * View(gradient, filters, count, filters).transpose();
     return;
   }
   if (depthwise()) {
@@ -372,10 +383,9 @@ void Convolution<T, kRank>::AddKernelGradient(const Slice& slice, const T* colum
     return;
   }
   ForGroups(slice, [&](int64_t tap, int64_t group, int64_t first, int64_t channels) {
-    View(kernel_gradient + (tap * width + first) * group_filters_, group_filters_, channels,
-         group_filters_)
-        .noalias() += View(gradient + group * group_filters_, group_filters_, count, filters) *
-                      View(columns + tap * width + first, channels, count, inner).transpose();
+    View(kernel_gradient + tap * width + first, channels, group_filters_, inner).noalias() +=
+        View(columns + tap * width + first, channels, count, inner) *
+        View(gradient + group * group_filters_, group_filters_, count, filters).transpose();
   });
 }
 

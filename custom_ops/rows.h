@@ -111,16 +111,19 @@ inline void SumRows(const T* __restrict__ values, const int64_t* offset, const T
   }
 }
 
-// out[c] = the sample of channel c that the corners make.
+// out[c] = the sample of channel c that the corners make, times a factor.
 template <typename AnyCorners, typename T>
-inline void SumOfCorners(const AnyCorners& corners, const T* __restrict__ values, int64_t channels,
-                         T* __restrict__ out) {
+inline void SumOfCorners(const AnyCorners& corners, T factor, const T* __restrict__ values,
+                         int64_t channels, T* __restrict__ out) {
   constexpr int kMost = AnyCorners::kMost;
+  T weight[kMost];
   if (corners.count == kMost && corners.reads) {
-    SumRows<kMost>(values, corners.offset, corners.weight, kMost, channels, false, out);
+    for (int i = 0; i < kMost; ++i) weight[i] = corners.weight[i] * factor;
+    SumRows<kMost>(values, corners.offset, weight, kMost, channels, false, out);
   } else {
-    SumRows<0>(values, corners.offset, corners.weight, corners.reads ? corners.count : 0, channels,
-               false, out);
+    const int count = corners.reads ? corners.count : 0;
+    for (int i = 0; i < count; ++i) weight[i] = corners.weight[i] * factor;
+    SumRows<0>(values, corners.offset, weight, count, channels, false, out);
   }
 }
 

@@ -22,7 +22,7 @@ void Sample(const Pool& pool, const SampleSizes& sizes, const T* values, const T
     constexpr int64_t kMost = 64;  // corners that are summed up at once
     int64_t offset[kMost];
     T weight[kMost];
-    Corners<T, kRank> corners;
+    Corners<T, kRank, false> corners;
     for (int64_t query = begin; query < end; ++query) {
       const int64_t row = query / sizes.queries;
       const T* from = values + (image_index ? image_index[row] : row) * image.elements;
@@ -32,8 +32,7 @@ void Sample(const Pool& pool, const SampleSizes& sizes, const T* values, const T
         if (sizes.points == 1) {
           FindCorners(points + first * kRank, image, &corners);
           const T factor = weights ? weights[first] : T(1);
-          for (int i = 0; i < corners.count; ++i) corners.weight[i] *= factor;
-          SumOfCorners(corners, from + group * width, width, to);
+          SumOfCorners(corners, factor, from + group * width, width, to);
           continue;
         }
         int64_t count = 0;
@@ -88,7 +87,7 @@ void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* point
   const int64_t cost =
       sizes.rows * sizes.queries * sizes.points * 100 / std::max<int64_t>(1, sizes.images) + 1000;
   ParallelFor(pool, owners, cost, [&](int64_t begin, int64_t end) {
-    Corners<T, kRank> corners;
+    Corners<T, kRank, false> corners;
     T weight[Corners<T, kRank>::kMost];
     for (int64_t owner = begin; owner < end; ++owner) {
       const int64_t group = owner / slices % sizes.groups;

@@ -36,8 +36,8 @@ struct Space {
 };
 
 // The pixels around a point. Those outside the image are left out, never multiplied by 0, so that
-// a NaN that is not read cannot leak.
-template <typename T, int kRank>
+// a NaN that is not read cannot leak. Slopes are set with kSlopes alone.
+template <typename T, int kRank, bool kSlopes = true>
 struct Corners {
   static constexpr int kMost = 1 << kRank;
 
@@ -50,9 +50,9 @@ struct Corners {
 
 // Sets offset, weight and slope number `at` to those of a corner, whose bits are the sides along the
 // axes, the first axis highest. lower: the first corner's offset. fraction: how far the point is.
-template <typename T, int kRank>
+template <typename T, int kRank, bool kSlopes>
 TF_DEFORM_INLINE void SetCorner(const Space<T, kRank>& space, int corner, int64_t lower,
-                                const T* fraction, int at, Corners<T, kRank>* corners) {
+                                const T* fraction, int at, Corners<T, kRank, kSlopes>* corners) {
   const auto side = [&](int axis) { return corner >> (kRank - 1 - axis) & 1; };
   const auto along = [&](int axis) { return side(axis) ? fraction[axis] : T(1) - fraction[axis]; };
   int64_t offset = lower;
@@ -61,6 +61,7 @@ TF_DEFORM_INLINE void SetCorner(const Space<T, kRank>& space, int corner, int64_
   for (int axis = 0; axis < kRank; ++axis) {
     offset += side(axis) ? space.stride[axis] : 0;
     if (axis > 0) weight *= along(axis);
+    if (!kSlopes) continue;
     T slope = side(axis) ? T(1) : T(-1);
     TF_DEFORM_UNROLL
     for (int other = 0; other < kRank; ++other) {
@@ -75,10 +76,10 @@ TF_DEFORM_INLINE void SetCorner(const Space<T, kRank>& space, int corner, int64_
 // Finds the corners of a point under the zeros rule: a sample reads where -1 < p < size. At p = -1
 // it is 0 while its derivative follows the corner that exists, so that zero offsets can learn.
 // point: [kRank].
-template <typename T, int kRank>
+template <typename T, int kRank, bool kSlopes>
 TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
-                                  Corners<T, kRank>* corners) {
-  constexpr int kMost = Corners<T, kRank>::kMost;
+                                  Corners<T, kRank, kSlopes>* corners) {
+  constexpr int kMost = 1 << kRank;
   int64_t index[kRank];
   T fraction[kRank];
   int64_t lower = 0;

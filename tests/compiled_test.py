@@ -107,8 +107,9 @@ def test_half_precision_is_accumulated_in_float32(rng, dtype):
     actual = ops.deformable_conv(inputs, kernel, offset, mask, **options)
     assert actual.dtype == dtype
     wide = [tf.cast(each, tf.float64) for each in (inputs, kernel, offset, mask)]
-    assert relative_error(tf.cast(actual, tf.float64), ops.deformable_conv(*wide, **options)) < (
-        TOLERANCE[dtype]
+    assert (
+        relative_error(tf.cast(actual, tf.float64), ops.deformable_conv(*wide, **options))
+        < (TOLERANCE[dtype])
     )
 
 
@@ -181,9 +182,11 @@ def test_malformed_calls_are_invalid_arguments(index):
 
     def unknown_shapes():  # past the checks of shapes while tracing
         hidden = tf.nest.map_structure(
-            lambda each: tf.raw_ops.PlaceholderWithDefault(input=each, shape=None)
-            if tf.is_tensor(each)
-            else each,
+            lambda each: (
+                tf.raw_ops.PlaceholderWithDefault(input=each, shape=None)
+                if tf.is_tensor(each)
+                else each
+            ),
             changed,
         )
         return call(**hidden)

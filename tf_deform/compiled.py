@@ -210,7 +210,7 @@ def deformable_conv(inputs, kernel, offset, mask, *, before, strides, dilations)
     return tf.cast(out, inputs.dtype)
 
 
-# Gradients. That of a compiled gradient goes through the portable form, which its module hands over.
+# Gradients. That of a compiled gradient goes through the portable form, which its module provides.
 
 _portable: dict = {}
 
@@ -300,7 +300,7 @@ def _conv_second(op, *upstream):
 
 
 def _second(form, arguments, given, upstream, targets):
-    """Returns the gradients, to arguments and to `given`, of form's gradient with respect to targets.
+    """Returns the gradients, to arguments and `given`, of form's gradient with respect to targets.
 
     given: what form's own gradient took. upstream: one tensor for each of the targets.
     """
