@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import threading
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -173,9 +174,11 @@ def _load():
 def chosen():
     """Returns whether what is traced now is to call the compiled functions.
 
-    Never while a model is being saved, when TensorFlow traces anew: saved models are portable.
+    Never while a model is being saved, when TensorFlow traces anew: saved models are portable. Nor
+    in a second derivative.
     """
-    return _implementation == "compiled" and not in_save_context()
+    portable_here = getattr(_this_thread, "portable", False)
+    return _implementation == "compiled" and not portable_here and not in_save_context()
 
 
 def weighted_sample(values, points, weights=None, image_index=None):
@@ -213,6 +216,7 @@ def deformable_conv(inputs, kernel, offset, mask, *, before, strides, dilations)
 # Gradients. That of a compiled gradient goes through the portable form, which its module provides.
 
 _portable: dict = {}
+_this_thread = threading.local()
 
 
 def portable(name):
@@ -309,7 +313,11 @@ def _second(form, arguments, given, upstream, targets):
         outer.watch(sources)
         with tf.GradientTape() as inner:
             inner.watch(arguments)
-            out = form(*arguments)
+            _this_thread.portable = True
+            try:
+                out = form(*arguments)
+            finally:
+                _this_thread.portable = False
         found = inner.gradient(out, [arguments[each] for each in targets], given)
     return outer.gradient(
         found, sources, list(upstream), unconnected_gradients=tf.UnconnectedGradients.ZERO
