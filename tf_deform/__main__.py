@@ -51,7 +51,7 @@ def build():
         )
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
-        print(f"Building for TensorFlow {tf.__version__} (about a minute) ...", flush=True)
+        print(f"Building for TensorFlow {tf.__version__} (one to three minutes) ...", flush=True)
         _compile(pathlib.Path(folder))
         made = pathlib.Path(folder, "made")
         made.mkdir()
