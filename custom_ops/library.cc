@@ -2,7 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <optional>
 #include <string>
 
 #include "tensorflow/core/lib/core/threadpool.h"
@@ -68,8 +70,15 @@ absl::StatusOr<const Kernels*> LoadKernels() {
 Pool ThreadsOf(tensorflow::OpKernelContext* context) {
   const auto run = [](void* threads, int64_t count, int64_t cost,
                       void (*work)(void*, int64_t, int64_t), void* data) {
-    static_cast<tensorflow::thread::ThreadPool*>(threads)->ParallelFor(
-        count, cost, [work, data](int64_t begin, int64_t end) { work(data, begin, end); });
+    using tensorflow::thread::ThreadPool;
+    // Blocks of about equal cost, small ones: left to themselves the threads are given a few large
+    // ones, of which one has more than the other.
+    constexpr int64_t kCycles = 100000;
+    const int64_t block = std::max<int64_t>(1, kCycles / std::max<int64_t>(1, cost));
+    const ThreadPool::SchedulingParams blocks(ThreadPool::SchedulingStrategy::kFixedBlockSize,
+                                              std::nullopt, block);
+    static_cast<ThreadPool*>(threads)->ParallelFor(
+        count, blocks, [work, data](int64_t begin, int64_t end) { work(data, begin, end); });
   };
   return {run, context->device()->tensorflow_cpu_worker_threads()->workers};
 }
