@@ -17,8 +17,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check install format-check lint types format bench test-lowest \
-	goldens-addons clean
+.PHONY: help demo test check install format-check lint types format bench ops sanitize \
+	test-lowest goldens-addons clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -28,16 +28,26 @@ demo: $(VENV)/.has-demo ## train on distorted digits, draw the figure, serve the
 	@echo "==> Running examples/distorted_digits.py $(ARGS)"
 	@$(RUN) examples/distorted_digits.py $(ARGS)
 
-test: $(VENV)/.has-test ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
+test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes"
 	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
 
-check: ## check format, lint and types, then run the tests, saying the seconds of each
-	@for stage in install format-check lint types test; do \
+check: ## check format, lint and types, build the library, run the tests
+	@for stage in install format-check lint types ops test; do \
 		start=$$(date +%s); \
 		$(MAKE) --no-print-directory $$stage || { echo "==> $$stage failed"; exit 1; }; \
 		echo "==> $$stage: $$(($$(date +%s) - start)) s"; \
 	done
+
+ops: $(VENV)/.has-test ## build the compiled library against the installed TensorFlow
+	@$(RUN) -m tf_deform build
+
+sanitize: $(VENV)/.has-test ## run the kernels with AddressSanitizer and UndefinedBehaviorSanitizer
+	@echo "==> Building build/sanitize (a minute)"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/sanitize -DSANITIZE=ON \
+		-DTF_INCLUDE="$$($(RUN) -c 'import tensorflow; print(tensorflow.sysconfig.get_include())')" >/dev/null
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --target kernel_tests
+	@build/sanitize/kernel_test_avx2 200
 
 install: $(VENV)/.has-dev $(VENV)/.has-test ## make the virtual environment for development
 	@:
@@ -55,11 +65,14 @@ format: $(VENV)/.has-dev ## format the code and mend what can be mended
 	@$(RUN) -m ruff check --fix-only
 	@$(RUN) -m ruff format
 
-bench: $(VENV)/.has-bench ## time the operators beside their peers
+bench: ops $(VENV)/.has-bench ## time the operators beside their peers
 	@echo "==> Running benchmarks/portable.py $(ARGS)"
 	@$(RUN) benchmarks/portable.py $(ARGS)
+	@echo "==> Running benchmarks/compiled.py $(ARGS)"
+	@$(RUN) benchmarks/compiled.py $(ARGS)
 
 test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions supported
+	@$(VENV_LOWEST)/bin/python -m tf_deform build
 	@echo "==> Running the tests on the lowest versions in $(WORKERS) processes"
 	@$(VENV_LOWEST)/bin/python -m pytest -n $(WORKERS) $(ARGS)
 

@@ -56,6 +56,7 @@ LEVELS = {
     "tf_deform.callbacks": 10,
     "tf_deform.convert": 10,
     "tf_deform": 11,
+    "tf_deform.__main__": 12,
 }
 
 # What stands at the top of the repository; the user fixed most of these names.

@@ -1,6 +1,7 @@
 """What the tests share: seeds, implementations, tolerances, derivatives, ways to run."""
 
 import functools
+import re
 import warnings
 
 import hypothesis
@@ -12,7 +13,8 @@ import tensorflow as tf
 import oracles
 import tf_deform as tfd
 
-IMPLEMENTATIONS = ["portable"]
+IMPLEMENTATIONS = ["portable", "compiled"]
+NOT_COMPILED = re.compile("jit|xla|litert|export", re.IGNORECASE)
 
 # Largest error relative to the array's largest magnitude. Half precision is rounded once, from
 # float32; "numeric" is what central differences in float64 leave.
@@ -55,7 +57,22 @@ def rng():
 def implementation(request):
     """Runs a module's tests with each implementation."""
     with tfd.use_implementation(request.param):
+        probe = tf.function(lambda x: tfd.ops.sample(x, [[[0.5]]]))
+        graph = probe.get_concrete_function(tf.ones([1, 2, 1])).graph
+        types = {op.type for op in graph.get_operations()}
+        assert ("TfDeform>WeightedSample" in types) == (request.param == "compiled")
         yield request.param
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what the compiled library cannot do: XLA, and whatever is portable always."""
+    kept, left_out = [], []
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        compiled = parameters.get("implementation") == "compiled"
+        (left_out if compiled and NOT_COMPILED.search(item.name) else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.fixture(params=MODES)

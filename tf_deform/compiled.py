@@ -1,19 +1,42 @@
-"""Which implementation of the operators runs: the portable one, or a compiled library.
+"""Which implementation of the operators runs: the portable one, or the compiled library.
 
-The portable implementation consists of TensorFlow ops alone. No compiled library comes with this
-version, so "auto" means "portable".
+The portable implementation consists of TensorFlow ops alone. The compiled library holds CPU kernels
+in two ops and their gradients; `python -m tf_deform build` makes it from a checkout. It has no XLA
+kernels, so a function with `jit_compile=True` cannot run it: "auto" means "portable", and the
+library is used where "compiled" is asked for.
 """
 
 import contextlib
+import ctypes
+import functools
+import hashlib
 import os
+import pathlib
+import threading
 from typing import NamedTuple
+
+import tensorflow as tf
+
+try:
+    from tensorflow.python.saved_model.save_context import in_save_context
+except ImportError:  # it is private: without it, models are saved as they were traced
+
+    def in_save_context():
+        """Returns False: nobody knows."""
+        return False
+
 
 _IMPLEMENTATIONS = ("auto", "portable", "compiled")
 _ENVIRONMENT = "TF_DEFORM_IMPLEMENTATION"
+_AUTO_IS_PORTABLE = 'it has no XLA kernels, so "auto" stays portable: ask for "compiled"'
+SOURCES = pathlib.Path(__file__).parents[1] / "custom_ops"
 
 
 class CompiledStatus(NamedTuple):
-    """Whether the compiled library can be used, on which kinds of device, and if not, why."""
+    """Whether the compiled library can be used, on which kinds of device, and what to know of it.
+
+    `reason` says why it cannot be used, or what it cannot do.
+    """
 
     available: bool
     devices: tuple[str, ...]
@@ -23,15 +46,16 @@ class CompiledStatus(NamedTuple):
 def compiled_status():
     """Returns the state of the compiled library: (available, devices, reason).
 
+    It has no XLA kernels yet, so "auto" stays portable: `set_implementation("compiled")` uses it.
+
     Example:
-        >>> compiled_status().available
-        False
+        >>> compiled_status().devices in ((), ("CPU",))
+        True
     """
-    return CompiledStatus(
-        available=False,
-        devices=(),
-        reason="this version of tf_deform comes without a compiled library",
-    )
+    library, reason = _load()
+    if library is None:
+        return CompiledStatus(available=False, devices=(), reason=reason)
+    return CompiledStatus(available=True, devices=("CPU",), reason=_AUTO_IS_PORTABLE)
 
 
 def set_implementation(name):
@@ -41,8 +65,9 @@ def set_implementation(name):
     environment variable TF_DEFORM_IMPLEMENTATION sets it at import.
 
     Args:
-        name: "auto" (the compiled library where it can run), "portable" (TensorFlow ops only) or
-            "compiled" (the compiled library, or an error).
+        name: "auto" (portable, as long as the library has no XLA kernels), "portable" (TensorFlow
+            ops only) or "compiled" (the compiled library, or an error). What is saved as a
+            SavedModel is portable in any case.
 
     Raises:
         ValueError: the name is none of these.
@@ -56,8 +81,7 @@ def set_implementation(name):
     if name not in _IMPLEMENTATIONS:
         known = ", ".join(map(repr, _IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {known}, received {name!r}")
-    status = compiled_status()
-    if name == "compiled" and not status.available:
+    if name == "compiled" and not (status := compiled_status()).available:
         raise RuntimeError(f"The compiled implementation cannot be used: {status.reason}.")
     _implementation = name
 
@@ -84,6 +108,220 @@ def use_implementation(name):
         yield
     finally:
         set_implementation(previous)
+
+
+# The library: where it is, and loading it
+
+
+def library_path():
+    """Returns where the library for this TensorFlow and these sources is, or would be built.
+
+    It is the user's cache, not the package's folder, which may be read-only and which environments
+    with different versions of TensorFlow may share through a checkout.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = f"tensorflow-{tf.__version__}-{_digest_of_sources()}"
+    return pathlib.Path(cache) / "tf_deform" / folder / f"tf_deform_ops_{_minor()}.so"
+
+
+def instruction_set():
+    """Returns the instruction set of the loaded kernels: "baseline", "avx2" or "avx512"."""
+    library = ctypes.CDLL(str(library_path()))
+    library.TfDeformInstructionSet.restype = ctypes.c_char_p
+    return library.TfDeformInstructionSet().decode()
+
+
+def _digest_of_sources():
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.glob("*")):
+        if path.suffix in (".cc", ".h", ".txt"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _minor():
+    return ".".join(tf.__version__.split(".")[:2])
+
+
+@functools.cache
+def _load():
+    """Returns the module of the library's ops and "", or None and why there is none."""
+    path = library_path()
+    if not path.exists():
+        others = {each.name.split("-")[1] for each in path.parents[1].glob("tensorflow-*")}
+        built = f" (there are some for TensorFlow {', '.join(sorted(others))})" if others else ""
+        return None, (
+            f"no library for TensorFlow {tf.__version__} and these sources is built{built}: run "
+            "python -m tf_deform build"
+        )
+    try:
+        library = tf.load_op_library(str(path))
+        if not instruction_set():
+            return None, f"{path} finds no kernels for this processor beside it"
+    except (tf.errors.OpError, OSError, AttributeError) as error:
+        return None, f"{path} does not load: {error}"
+    tf.RegisterGradient("TfDeform>WeightedSample")(_sample_gradient)
+    tf.RegisterGradient("TfDeform>WeightedSampleGradValues")(_sample_values_second)
+    tf.RegisterGradient("TfDeform>WeightedSampleGradPoints")(_sample_points_second)
+    tf.RegisterGradient("TfDeform>DeformableConv")(_conv_gradient)
+    tf.RegisterGradient("TfDeform>DeformableConvGrad")(_conv_second)
+    return library, ""
+
+
+# The compiled functions
+
+
+def chosen():
+    """Returns whether what is traced now is to call the compiled functions.
+
+    Never while a model is being saved, when TensorFlow traces anew: saved models are portable. Nor
+    in a second derivative.
+    """
+    portable_here = getattr(_this_thread, "portable", False)
+    return _implementation == "compiled" and not portable_here and not in_save_context()
+
+
+def weighted_sample(values, points, weights=None, image_index=None):
+    """Returns the compiled `ops.weighted_sample`; takes its arguments unchecked."""
+    library, _ = _load()
+    wide = tf.float64 if tf.float64 in (values.dtype, points.dtype) else tf.float32
+    out = library.tf_deform_weighted_sample(
+        values=tf.cast(values, wide),
+        points=tf.cast(points, wide),
+        weights=[] if weights is None else [tf.cast(weights, wide)],
+        image_index=[] if image_index is None else [tf.cast(image_index, tf.int64)],
+    )
+    return tf.cast(out, tf.float64 if values.dtype == tf.float64 else tf.float32)
+
+
+def deformable_conv(inputs, kernel, offset, mask, *, before, strides, dilations):
+    """Returns the compiled `ops.deformable_conv`; takes its arguments unchecked.
+
+    before: the padding before each axis, ints or scalar tensors. strides, dilations: ints an axis.
+    """
+    library, _ = _load()
+    wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
+    out = library.tf_deform_deformable_conv(
+        inputs=tf.cast(inputs, wide),
+        kernel=tf.cast(kernel, wide),
+        offset=tf.cast(offset, wide),
+        mask=[] if mask is None else [tf.cast(mask, wide)],
+        before=tf.stack([tf.cast(each, tf.int32) for each in before]),
+        strides=strides,
+        dilations=dilations,
+    )
+    return tf.cast(out, inputs.dtype)
+
+
+# Gradients. That of a compiled gradient goes through the portable form, which its module provides.
+
+_portable: dict = {}
+_this_thread = threading.local()
+
+
+def portable(name):
+    """Returns a decorator that makes a function the portable form of the op `name`."""
+
+    def register(form):
+        _portable[name] = form
+        return form
+
+    return register
+
+
+def _sample_arguments(op):
+    """Returns (values, points, *weights), image_index or None, and what remains of the inputs."""
+    count = 2 + op.get_attr("weight_count")
+    end = count + op.get_attr("index_count")
+    inputs = list(op.inputs)
+    return inputs[:count], inputs[count] if end > count else None, inputs[end:]
+
+
+def _sample_gradient(op, upstream):
+    library, _ = _load()
+    (values, points, *weights), index, _ = _sample_arguments(op)
+    given = {
+        "values": values,
+        "points": points,
+        "weights": weights,
+        "image_index": [] if index is None else [index],
+        "gradient": upstream,
+    }
+    needless = getattr(op, "skip_input_indices", None) or ()  # known when run eagerly
+    to_values = to_points = None
+    to_weights = [None] * len(weights)
+    if 0 not in needless:
+        to_values = library.tf_deform_weighted_sample_grad_values(**given)
+    if 1 not in needless or (weights and 2 not in needless):
+        to_points, to_weights = library.tf_deform_weighted_sample_grad_points(**given)
+    return [to_values, to_points, *to_weights, *([] if index is None else [None])]
+
+
+def _sample_values_second(op, upstream):
+    return _sample_second(op, [upstream], [0])
+
+
+def _sample_points_second(op, *upstream):
+    return _sample_second(op, upstream, range(1, 1 + len(upstream)))
+
+
+def _sample_second(op, upstream, targets):
+    arguments, index, (given,) = _sample_arguments(op)
+
+    def form(values, points, weights=None):
+        return _portable["WeightedSample"](values, points, weights, index)
+
+    *found, last = _second(form, arguments, given, upstream, targets)
+    return [*found, *([] if index is None else [None]), last]
+
+
+def _conv_gradient(op, upstream):
+    library, _ = _load()
+    count = 3 + op.get_attr("mask_count")
+    inputs, kernel, offset, *mask, before = op.inputs
+    found = library.tf_deform_deformable_conv_grad(
+        inputs=inputs,
+        kernel=kernel,
+        offset=offset,
+        mask=mask,
+        before=before,
+        gradient=upstream,
+        strides=op.get_attr("strides"),
+        dilations=op.get_attr("dilations"),
+    )
+    return [*found[:3], *found[3][: count - 3], None]
+
+
+def _conv_second(op, *upstream):
+    *arguments, before, given = op.inputs
+    options = {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations")}
+
+    def form(inputs, kernel, offset, mask=None):
+        return _portable["DeformableConv"](inputs, kernel, offset, mask, before=before, **options)
+
+    *found, last = _second(form, arguments, given, upstream, range(len(upstream)))
+    return [*found, None, last]
+
+
+def _second(form, arguments, given, upstream, targets):
+    """Returns the gradients, to arguments and `given`, of form's gradient with respect to targets.
+
+    given: what form's own gradient took. upstream: one tensor for each of the targets.
+    """
+    sources = [*arguments, given]
+    with tf.GradientTape() as outer:
+        outer.watch(sources)
+        with tf.GradientTape() as inner:
+            inner.watch(arguments)
+            _this_thread.portable = True
+            try:
+                out = form(*arguments)
+            finally:
+                _this_thread.portable = False
+        found = inner.gradient(out, [arguments[each] for each in targets], given)
+    return outer.gradient(
+        found, sources, list(upstream), unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
 
 
 _implementation = "auto"

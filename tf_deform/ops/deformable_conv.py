@@ -5,6 +5,7 @@ import math
 
 import tensorflow as tf
 
+from tf_deform import compiled
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sample_table
 
@@ -71,6 +72,30 @@ def deformable_conv(
             [batch, *geometry.output, deformable_groups * geometry.taps],
             "[batch, *output, deformable groups * taps]",
         )
+    if compiled.chosen():
+        return compiled.deformable_conv(
+            inputs,
+            kernel,
+            offset,
+            mask,
+            before=geometry.before,
+            strides=geometry.strides,
+            dilations=geometry.dilation,
+        )
+    return _convolve(geometry, deformable_groups, inputs, kernel, offset, mask)
+
+
+@compiled.portable("DeformableConv")
+def _convolution_of_op(inputs, kernel, offset, mask, *, before, strides, dilations):
+    geometry = Geometry(inputs, kernel, tuple(strides), "valid", tuple(dilations))
+    geometry.before = [before[axis] for axis in range(geometry.rank)]
+    geometry.output = validation.sizes(offset)[1:-1]
+    groups = _deformable_groups(offset, geometry)
+    return _convolve(geometry, groups, inputs, kernel, offset, mask)
+
+
+def _convolve(geometry, deformable_groups, inputs, kernel, offset, mask):
+    batch = validation.sizes(inputs)[0]
     columns = _columns(geometry, deformable_groups, inputs, offset, mask)
     out = _contract(geometry, columns, tf.cast(kernel, columns.dtype))
     return tf.cast(tf.reshape(out, [batch, *geometry.output, geometry.filters]), inputs.dtype)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_deform import compiled
 from tf_deform.ops import validation
 from tf_deform.ops.gathering import gather_sum
 
@@ -131,6 +132,11 @@ def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
     batch, queries = validation.sizes(axes[0])
     axes = [_positions(tf.reshape(axis, [1, batch, queries, 1]), table) for axis in axes]
     placed = functools.partial(place, rule=padding_mode, half_pixel=half_pixel)
+    if interpolation == "bilinear" and compiled.chosen():
+        points = tf.stack([placed(*each) for each in zip(axes, table.space, strict=True)], axis=-1)
+        points = tf.reshape(points, [batch, queries, 1, 1, len(axes)])
+        out = compiled.weighted_sample(table.values, points)
+        return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
     taps_of = {"bilinear": _linear_taps, "nearest": _nearest_taps, "bicubic": _cubic_taps}
     taps = [
         taps_of[interpolation](axis, size, placed)
@@ -196,6 +202,7 @@ class Table(NamedTuple):
     groups: int
     strides: list  # in rows, from one image to the next and along each axis
     start: int = 0  # row at which the images begin
+    values: tf.Tensor | None = None  # the images as they were, unless they are several maps
 
     @classmethod
     def of(cls, values, groups):
@@ -212,7 +219,7 @@ class Table(NamedTuple):
         strides = [tf.cast(groups, tf.int32 if fits else tf.int64)]
         for size in reversed(space):
             strides.insert(0, strides[0] * tf.cast(size + 3, strides[0].dtype))
-        return cls(rows, images, space, channels, groups, strides)
+        return cls(rows, images, space, channels, groups, strides, values=values)
 
     @classmethod
     def of_levels(cls, levels, level_index):
@@ -239,6 +246,7 @@ class Table(NamedTuple):
             space=space,
             strides=[image, *(axis[:, None, None] for axis in axes)],
             start=per_row(starts),
+            values=None,
         )
 
     def first_rows(self, image_index):
@@ -253,6 +261,18 @@ class Table(NamedTuple):
 def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
     """Returns `weighted_sample` of a table, under a border rule; takes its arguments unchecked."""
     rows, queries, *_ = validation.sizes(points)
+    if table.values is not None and compiled.chosen():
+        points = _positions(points, table)
+        if rule != "zeros":
+            axes = zip(tf.unstack(points, axis=-1), table.space, strict=True)
+            points = tf.stack([place(axis, size, rule) for axis, size in axes], axis=-1)
+        out = compiled.weighted_sample(table.values, points, weights, image_index)
+        return tf.reshape(out, [rows, queries, table.channels])
+    return _sample_portable(table, points, weights, image_index, rule)
+
+
+def _sample_portable(table, points, weights, image_index, rule):
+    rows, queries, *_ = validation.sizes(points)
     points = tf.transpose(_positions(points, table), [4, 3, 0, 1, 2])
     axes = [points[axis] for axis in range(len(table.space))]  # [points, rows, queries, groups]
     if weights is not None:
@@ -264,6 +284,12 @@ def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
     at_edge = _at_lower_edge(axes) if rule == "zeros" else None
     out = _sum_taps(table, taps, table.first_rows(image_index), weights, at_edge)
     return tf.reshape(out, [rows, queries, table.channels])
+
+
+@compiled.portable("WeightedSample")
+def _sample_of_op(values, points, weights, image_index):
+    table = Table.of(values, points.shape[2])
+    return _sample_portable(table, points, weights, image_index, "zeros")
 
 
 # Each axis contributes taps: pairs of a cell, which is the pixel's index in the padded axis, and

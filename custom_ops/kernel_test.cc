@@ -1,0 +1,344 @@
+// Compares the kernels with loops over every pixel, over random sizes and hostile coordinates.
+//
+// A linear sample is the sum over pixels i of hat(p - i) * value(i) with hat(x) = max(0, 1 - |x|),
+// which knows no corners. Gradients are compared through derivatives of those loops: exact ones, as
+// the results are linear in values, weights, kernel and mask, and differences for coordinates.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using tf_deform::ConvSizes;
+using tf_deform::Pool;
+using tf_deform::SampleSizes;
+
+int failures = 0;
+std::mt19937 rng(0);
+
+int64_t Draw(int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(rng);
+}
+
+// Runs in pieces on as many threads as the context says.
+void RunOnThreads(void* context, int64_t count, int64_t, void (*work)(void*, int64_t, int64_t),
+                  void* data) {
+  const int64_t threads = *static_cast<int*>(context);
+  std::vector<std::thread> running;
+  for (int64_t thread = 0; thread < threads; ++thread) {
+    const int64_t begin = count * thread / threads;
+    const int64_t end = count * (thread + 1) / threads;
+    if (begin < end) running.emplace_back([=] { work(data, begin, end); });
+  }
+  for (auto& each : running) each.join();
+}
+
+template <typename T>
+std::vector<T> Normal(int64_t size) {
+  std::normal_distribution<double> normal;
+  std::vector<T> out(size);
+  for (T& each : out) each = static_cast<T>(normal(rng));
+  return out;
+}
+
+double Hat(double x) { return std::max(0.0, 1.0 - std::abs(x)); }
+
+int64_t Product(const int64_t* sizes, int rank) {
+  int64_t product = 1;
+  for (int axis = 0; axis < rank; ++axis) product *= sizes[axis];
+  return product;
+}
+
+// A coordinate: mostly fractional and about the image, at times hostile.
+template <typename T>
+T Coordinate(int64_t size, bool hostile) {
+  const T kHostile[] = {std::numeric_limits<T>::quiet_NaN(),
+                        std::numeric_limits<T>::infinity(),
+                        -std::numeric_limits<T>::infinity(),
+                        T(1e30),
+                        T(-1e30),
+                        T(9.3e18),
+                        T(-1),
+                        static_cast<T>(size),
+                        std::nextafter(static_cast<T>(size), T(0)),
+                        std::nextafter(T(-1), T(0)),
+                        T(-0.0)};
+  if (hostile && Draw(0, 2) == 0) return kHostile[Draw(0, std::size(kHostile) - 1)];
+  return static_cast<T>(Draw(-2, size)) + std::uniform_real_distribution<T>(T(0.1), T(0.9))(rng);
+}
+
+// The linear sample of one channel, written as a sum over all pixels.
+template <typename T>
+double SampleLoop(const T* image, int rank, const int64_t* space, int64_t channels, int64_t channel,
+                  const double* p) {
+  for (int axis = 0; axis < rank; ++axis) {
+    if (!(p[axis] > -1 && p[axis] < space[axis])) return 0;
+  }
+  double sum = 0;
+  for (int64_t pixel = 0; pixel < Product(space, rank); ++pixel) {
+    double weight = 1;
+    int64_t rest = pixel;
+    for (int axis = rank - 1; axis >= 0; --axis) {
+      weight *= Hat(p[axis] - rest % space[axis]);
+      rest /= space[axis];
+    }
+    if (weight > 0) sum += weight * image[pixel * channels + channel];
+  }
+  return sum;
+}
+
+template <typename T>
+struct Sampling {
+  SampleSizes sizes;
+  std::vector<T> values, points, weights;
+  std::vector<int64_t> index;
+
+  std::vector<double> Loop() const {
+    std::vector<double> out(sizes.rows * sizes.queries * sizes.channels);
+    const int64_t image = Product(sizes.space, sizes.rank) * sizes.channels;
+    const int64_t width = sizes.channels / sizes.groups;
+    for (int64_t query = 0; query < sizes.rows * sizes.queries; ++query) {
+      const int64_t row = query / sizes.queries;
+      for (int64_t c = 0; c < sizes.channels; ++c) {
+        for (int64_t j = 0; j < sizes.points; ++j) {
+          const int64_t point = (query * sizes.groups + c / width) * sizes.points + j;
+          const std::vector<double> p(points.begin() + point * sizes.rank,
+                                      points.begin() + (point + 1) * sizes.rank);
+          out[query * sizes.channels + c] +=
+              (weights.empty() ? 1.0 : weights[point]) *
+              SampleLoop(values.data() + (index.empty() ? row : index[row]) * image, sizes.rank,
+                         sizes.space, sizes.channels, c, p.data());
+        }
+      }
+    }
+    return out;
+  }
+};
+
+template <typename T>
+struct Convolving {
+  ConvSizes sizes;
+  std::vector<T> inputs, kernel, offset, mask;
+
+  std::vector<double> Loop() const {
+    const int rank = sizes.rank;
+    const int64_t pixels = Product(sizes.output, rank), taps = Product(sizes.kernel, rank);
+    const int64_t image = Product(sizes.space, rank) * sizes.channels;
+    const int64_t width = sizes.channels / sizes.groups, filters = sizes.filters / sizes.groups;
+    std::vector<double> out(sizes.batch * pixels * sizes.filters);
+    for (int64_t point = 0; point < sizes.batch * pixels; ++point) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t c = 0; c < sizes.channels; ++c) {
+          const int64_t moved = c / (sizes.channels / sizes.deformable_groups);
+          const int64_t at = (point * sizes.deformable_groups + moved) * taps + tap;
+          double p[3];
+          int64_t q = point % pixels, t = tap;
+          for (int axis = rank - 1; axis >= 0; --axis) {
+            const int64_t base = q % sizes.output[axis] * sizes.strides[axis] - sizes.before[axis] +
+                                 t % sizes.kernel[axis] * sizes.dilations[axis];
+            p[axis] = static_cast<T>(static_cast<T>(base) + offset[at * rank + axis]);
+            q /= sizes.output[axis];
+            t /= sizes.kernel[axis];
+          }
+          const double sample = (mask.empty() ? 1.0 : mask[at]) *
+                                SampleLoop(inputs.data() + point / pixels * image, rank,
+                                           sizes.space, sizes.channels, c, p);
+          for (int64_t f = 0; f < filters; ++f) {
+            const int64_t filter = c / width * filters + f;
+            out[point * sizes.filters + filter] +=
+                sample * kernel[(tap * width + c % width) * sizes.filters + filter];
+          }
+        }
+      }
+    }
+    return out;
+  }
+};
+
+void Report(bool good, const char* what, double error) {
+  if (good) return;
+  ++failures;
+  std::printf("FAILED: %s, error %g\n", what, error);
+}
+
+template <typename T>
+void Close(const char* what, const std::vector<T>& actual, const std::vector<double>& expected) {
+  double largest = 0, error = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    largest = std::max(largest, std::abs(expected[i]));
+    const double difference = std::abs(actual[i] - expected[i]);
+    error = std::isnan(difference) ? difference : std::max(error, difference);
+    if (std::isnan(error)) break;
+  }
+  Report(error <= (sizeof(T) == 4 ? 1e-5 : 1e-12) * std::max(largest, 1.0), what, error);
+}
+
+// Checks a gradient along a random direction by central differences of loop(), weighted by upstream.
+template <typename T>
+void CheckGradient(const char* what, std::vector<T>* argument, const std::vector<T>& gradient,
+                   const std::vector<T>& upstream, const std::function<std::vector<double>()>& loop) {
+  const std::vector<T> saved = *argument;
+  const std::vector<T> direction = Normal<T>(saved.size());
+  const auto along = [&](double step) {
+    for (size_t i = 0; i < saved.size(); ++i) (*argument)[i] = saved[i] + T(step) * direction[i];
+    const std::vector<double> out = loop();
+    double sum = 0;
+    for (size_t i = 0; i < out.size(); ++i) sum += out[i] * upstream[i];
+    return sum;
+  };
+  const double step = 1e-5;
+  const double expected = (along(step) - along(-step)) / (2 * step);
+  *argument = saved;
+  double actual = 0, terms = 1;
+  for (size_t i = 0; i < saved.size(); ++i) {
+    actual += double(gradient[i]) * direction[i];
+    terms += std::abs(double(gradient[i]) * direction[i]);
+  }
+  const double error = std::abs(actual - expected);
+  Report(error <= 1e-7 * terms, what, error);
+}
+
+template <typename T>
+bool Same(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+template <typename T>
+void TestSample(bool hostile) {
+  Sampling<T> s;
+  s.sizes = {};
+  s.sizes.rank = Draw(1, 3);
+  for (int axis = 0; axis < s.sizes.rank; ++axis) s.sizes.space[axis] = Draw(hostile ? 0 : 1, 5);
+  s.sizes.images = Draw(1, 3);
+  s.sizes.groups = Draw(1, 3);
+  s.sizes.channels = s.sizes.groups * (Draw(0, 1) ? Draw(1, 4) : Draw(15, 70));
+  const bool indexed = Draw(0, 1);
+  s.sizes.rows = indexed ? Draw(0, 5) : s.sizes.images;
+  s.sizes.queries = Draw(0, 4);
+  s.sizes.points = Draw(1, Draw(0, 3) ? 3 : 40);
+  if (indexed) {
+    for (int64_t row = 0; row < s.sizes.rows; ++row) s.index.push_back(Draw(0, s.sizes.images - 1));
+  }
+  const int64_t image = Product(s.sizes.space, s.sizes.rank) * s.sizes.channels;
+  const int64_t count = s.sizes.rows * s.sizes.queries * s.sizes.groups * s.sizes.points;
+  s.values = Normal<T>(s.sizes.images * image);
+  if (Draw(0, 1)) s.weights = Normal<T>(count);
+  s.points.resize(count * s.sizes.rank);
+  for (size_t i = 0; i < s.points.size(); ++i) {
+    s.points[i] = Coordinate<T>(s.sizes.space[i % s.sizes.rank], hostile);
+  }
+  const std::vector<double> expected = s.Loop();
+  const auto upstream = Normal<T>(expected.size());
+  const T* weights = s.weights.empty() ? nullptr : s.weights.data();
+  const int64_t* index = indexed ? s.index.data() : nullptr;
+  const auto& kernels = TfDeformKernels()->of<T>();
+  std::vector<T> first[4];
+  for (int threads = 1; threads <= 3; ++threads) {
+    const Pool pool{RunOnThreads, &threads};
+    std::vector<T> out(expected.size()), values(s.values.size()), points(s.points.size()),
+        weight(s.weights.size());
+    kernels.sample(pool, s.sizes, s.values.data(), s.points.data(), weights, index, out.data());
+    kernels.sample_grad_values(pool, s.sizes, s.points.data(), weights, index, upstream.data(),
+                               values.data());
+    kernels.sample_grad_points(pool, s.sizes, s.values.data(), s.points.data(), weights, index,
+                               upstream.data(), points.data(), weights ? weight.data() : nullptr);
+    if (threads == 1) {
+      Close("sample", out, expected);
+      if (sizeof(T) == 8 && !hostile) {
+        const auto loop = [&] { return s.Loop(); };
+        CheckGradient("sample, gradient to values", &s.values, values, upstream, loop);
+        CheckGradient("sample, gradient to points", &s.points, points, upstream, loop);
+        CheckGradient("sample, gradient to weights", &s.weights, weight, upstream, loop);
+      }
+      first[0] = out, first[1] = values, first[2] = points, first[3] = weight;
+    }
+    Report(Same(out, first[0]) && Same(values, first[1]) && Same(points, first[2]) &&
+               Same(weight, first[3]),
+           "sample: same bits on any number of threads", threads);
+  }
+}
+
+template <typename T>
+void TestConv(bool hostile) {
+  Convolving<T> s;
+  ConvSizes& z = s.sizes;
+  z = {};
+  z.rank = Draw(1, 3);
+  const int rank = z.rank;
+  for (int axis = 0; axis < rank; ++axis) {
+    z.space[axis] = Draw(hostile ? 0 : 1, 6);
+    z.output[axis] = Draw(hostile ? 0 : 1, rank == 1 ? 150 : 5);
+    z.kernel[axis] = Draw(1, 3);
+    z.strides[axis] = Draw(1, 2);
+    z.dilations[axis] = Draw(1, 2);
+    z.before[axis] = Draw(0, 2);
+  }
+  z.batch = Draw(hostile ? 0 : 1, 3);
+  z.deformable_groups = Draw(1, 3);
+  const int kind = Draw(0, 2);  // dense, grouped, depthwise
+  const int64_t each = Draw(0, 2) ? Draw(1, 4) : Draw(16, 40);
+  z.groups = kind == 0 ? 1 : kind == 1 ? Draw(2, 3) : z.deformable_groups * each;
+  z.channels = kind == 2 ? z.groups : z.deformable_groups * z.groups * each;
+  z.filters = kind == 2 ? z.groups * (Draw(0, 3) ? 1 : 2) : z.groups * Draw(1, 5);
+  const int64_t pixels = Product(z.output, rank), taps = Product(z.kernel, rank);
+  s.inputs = Normal<T>(z.batch * Product(z.space, rank) * z.channels);
+  s.kernel = Normal<T>(taps * z.channels / z.groups * z.filters);
+  if (Draw(0, 1)) s.mask = Normal<T>(z.batch * pixels * z.deformable_groups * taps);
+  s.offset.resize(z.batch * pixels * z.deformable_groups * taps * rank);
+  for (size_t i = 0; i < s.offset.size(); ++i) {
+    s.offset[i] = Coordinate<T>(z.space[i % rank] / 2, hostile);
+  }
+  const std::vector<double> expected = s.Loop();
+  const auto upstream = Normal<T>(expected.size());
+  const T* mask = s.mask.empty() ? nullptr : s.mask.data();
+  const auto& kernels = TfDeformKernels()->of<T>();
+  std::vector<T> first[5];
+  for (int threads = 1; threads <= 3; ++threads) {
+    const Pool pool{RunOnThreads, &threads};
+    std::vector<T> out(expected.size()), inputs(s.inputs.size()), kernel(s.kernel.size()),
+        offset(s.offset.size()), masks(s.mask.size());
+    kernels.conv(pool, z, s.inputs.data(), s.kernel.data(), s.offset.data(), mask, out.data());
+    kernels.conv_grad(pool, z, s.inputs.data(), s.kernel.data(), s.offset.data(), mask,
+                      upstream.data(), inputs.data(), kernel.data(), offset.data(),
+                      mask ? masks.data() : nullptr);
+    if (threads == 1) {
+      Close("conv", out, expected);
+      if (sizeof(T) == 8 && !hostile) {
+        const auto loop = [&] { return s.Loop(); };
+        CheckGradient("conv, gradient to inputs", &s.inputs, inputs, upstream, loop);
+        CheckGradient("conv, gradient to kernel", &s.kernel, kernel, upstream, loop);
+        CheckGradient("conv, gradient to offset", &s.offset, offset, upstream, loop);
+        CheckGradient("conv, gradient to mask", &s.mask, masks, upstream, loop);
+      }
+      first[0] = out, first[1] = inputs, first[2] = kernel, first[3] = offset, first[4] = masks;
+    }
+    Report(Same(out, first[0]) && Same(inputs, first[1]) && Same(kernel, first[2]) &&
+               Same(offset, first[3]) && Same(masks, first[4]),
+           "conv: same bits on any number of threads", threads);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
+  for (int round = 0; round < rounds; ++round) {
+    const bool hostile = round % 2;
+    TestSample<float>(hostile);
+    TestSample<double>(hostile);
+    TestConv<float>(hostile);
+    TestConv<double>(hostile);
+  }
+  std::printf("%d rounds, %d failures\n", rounds, failures);
+  return failures > 0;
+}

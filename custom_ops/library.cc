@@ -1,0 +1,90 @@
+#include "library.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <string>
+
+#include "tensorflow/core/lib/core/threadpool.h"
+
+namespace tf_deform {
+namespace {
+
+struct Loaded {
+  const Kernels* kernels = nullptr;
+  std::string instruction_set;
+  std::string error;
+};
+
+// The instruction set to use: the best that the processor has, or TF_DEFORM_INSTRUCTION_SET.
+std::string InstructionSet() {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl");
+  const char* wish = std::getenv("TF_DEFORM_INSTRUCTION_SET");
+  const std::string wished = wish ? wish : "";
+  if (wished == "baseline") return wished;
+  if (avx512 && wished != "avx2") return "avx512";
+  return avx2 ? "avx2" : "baseline";
+}
+
+Loaded Load() {
+  Loaded loaded;
+  Dl_info own;
+  if (!dladdr(reinterpret_cast<void*>(&LoadKernels), &own)) {
+    loaded.error = "the library cannot find its own path";
+    return loaded;
+  }
+  const std::string path(own.dli_fname);
+  const std::string set = InstructionSet();
+  const std::string name =
+      path.substr(0, path.find_last_of('/') + 1) + "tf_deform_kernels_" + set + ".so";
+  void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* table = library ? dlsym(library, "TfDeformKernels") : nullptr;
+  if (!table) {
+    const char* reason = dlerror();
+    loaded.error = reason ? reason : name + " holds no kernels";
+    return loaded;
+  }
+  loaded.kernels = reinterpret_cast<const Kernels* (*)()>(table)();
+  loaded.instruction_set = set;
+  return loaded;
+}
+
+const Loaded& LoadOnce() {
+  static const Loaded* const loaded = new Loaded(Load());
+  return *loaded;
+}
+
+}  // namespace
+
+absl::StatusOr<const Kernels*> LoadKernels() {
+  const Loaded& loaded = LoadOnce();
+  if (!loaded.kernels) return absl::FailedPreconditionError(loaded.error);
+  return loaded.kernels;
+}
+
+Pool ThreadsOf(tensorflow::OpKernelContext* context) {
+  const auto run = [](void* threads, int64_t count, int64_t cost,
+                      void (*work)(void*, int64_t, int64_t), void* data) {
+    using tensorflow::thread::ThreadPool;
+    // Blocks of about equal cost, small ones: left to themselves the threads are given a few large
+    // ones, of which one has more than the other.
+    constexpr int64_t kCycles = 100000;
+    const int64_t block = std::max<int64_t>(1, kCycles / std::max<int64_t>(1, cost));
+    const ThreadPool::SchedulingParams blocks(ThreadPool::SchedulingStrategy::kFixedBlockSize,
+                                              std::nullopt, block);
+    static_cast<ThreadPool*>(threads)->ParallelFor(
+        count, blocks, [work, data](int64_t begin, int64_t end) { work(data, begin, end); });
+  };
+  return {run, context->device()->tensorflow_cpu_worker_threads()->workers};
+}
+
+}  // namespace tf_deform
+
+extern "C" __attribute__((visibility("default"))) const char* TfDeformInstructionSet() {
+  return tf_deform::LoadOnce().instruction_set.c_str();
+}

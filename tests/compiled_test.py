@@ -1,0 +1,295 @@
+"""The compiled library: which ops run, what it refuses, what is saved, and its repeatability."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_deform as tfd
+from conftest import TOLERANCE, fractional, gradients, relative_error
+from tf_deform import compiled, ops
+
+DTYPES = ("float32", "float64")
+
+CONVOLUTION = {  # kernel, deformable groups, output, options; 7 x 6 images of 12 channels
+    "dense": ((3, 2, 12, 8), 1, (7, 6), {"padding": "same"}),
+    "grouped": ((3, 2, 4, 9), 2, (4, 4), {"padding": 1, "strides": 2}),
+    "depthwise": ((3, 3, 1, 12), 3, (3, 2), {"dilation_rate": 2}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _compiled():
+    with tfd.use_implementation("compiled"):
+        yield
+
+
+def op_types(function, *arguments):
+    """Returns the types of the ops of a function, traced now, and of the functions it calls."""
+    graph = tf.function(lambda *each: function(*each)).get_concrete_function(*arguments).graph
+    library = graph.as_graph_def().library.function
+    nodes = [*graph.as_graph_def().node, *(node for each in library for node in each.node_def)]
+    return {node.op for node in nodes}
+
+
+def saved_op_types(path):
+    """Returns the types of all ops that a SavedModel holds."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    graph = saved.meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for each in graph.library.function for node in each.node_def)]
+    return {node.op for node in nodes}
+
+
+def has_ours(types):
+    return any(each.startswith("TfDeform>") for each in types)
+
+
+def convolution(rng, name, dtype="float64"):
+    kernel_size, moved, output, options = CONVOLUTION[name]
+    taps = moved * kernel_size[0] * kernel_size[1]
+    inputs = rng.normal(size=(2, 7, 6, 12))
+    kernel = rng.normal(size=kernel_size)
+    offset = fractional(rng, (2, *output, taps * 2), -2, 3)
+    mask = rng.uniform(size=(2, *output, taps))
+    arguments = [tf.constant(each, dtype) for each in (inputs, kernel, offset, mask)]
+    return arguments, options
+
+
+CALLS = {
+    "deformable_conv": lambda x: ops.deformable_conv(
+        x, tf.ones([3, 3, 4, 5]), tf.fill([2, 6, 5, 18], 0.3), padding="same"
+    ),
+    "sample": lambda x: ops.sample(x, tf.fill([2, 3, 2], 1.4), padding_mode="border"),
+    "grid_sample": lambda x: ops.grid_sample(x, tf.fill([2, 3, 4, 2], 0.3)),
+    "roi_align": lambda x: ops.roi_align(x, [[0.0, 0.4, 3.0, 4.0]], [1], 2),
+    "weighted_sample": lambda x: ops.weighted_sample(x, tf.fill([2, 3, 2, 4, 2], 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_implementation_holds_its_own_ops(name):
+    x = tf.ones([2, 6, 5, 4])
+    assert has_ours(op_types(CALLS[name], x))
+    assert has_ours(op_types(lambda x: gradients(CALLS[name], x), x))
+    for other in ("portable", "auto"):  # "auto": the library has no XLA kernels
+        with tfd.use_implementation(other):
+            assert not has_ours(op_types(CALLS[name], x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONVOLUTION)
+def test_convolution_and_its_gradients_equal_the_portable_ones(rng, name, dtype):
+    arguments, options = convolution(rng, name, dtype)
+
+    def derived(*each):
+        def convolved(*each):
+            return ops.deformable_conv(*each, **options)
+
+        return convolved(*each), *gradients(lambda *each: convolved(*each) ** 2, *each)
+
+    found = derived(*arguments)
+    with tfd.use_implementation("portable"):
+        expected = derived(*arguments)
+    for actual, wanted in zip(found, expected, strict=True):
+        assert actual.dtype == dtype
+        assert relative_error(actual, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_accumulated_in_float32(rng, dtype):
+    (inputs, kernel, offset, mask), options = convolution(rng, "dense", "float32")
+    inputs, kernel = tf.cast(inputs, dtype), tf.cast(kernel, dtype)
+    actual = ops.deformable_conv(inputs, kernel, offset, mask, **options)
+    assert actual.dtype == dtype
+    wide = [tf.cast(each, tf.float64) for each in (inputs, kernel, offset, mask)]
+    assert (
+        relative_error(tf.cast(actual, tf.float64), ops.deformable_conv(*wide, **options))
+        < (TOLERANCE[dtype])
+    )
+
+
+# Malformed calls, as a SavedModel edited by hand could make them
+
+
+def raw_sample(**changed):
+    library, _ = compiled._load()
+    given = {
+        "values": tf.ones([2, 4, 3, 6]),
+        "points": tf.ones([3, 2, 2, 1, 2]),
+        "weights": [tf.ones([3, 2, 2, 1])],
+        "image_index": [tf.constant([0, 1, 1], tf.int64)],
+    }
+    return library.tf_deform_weighted_sample(**{**given, **changed})
+
+
+def raw_convolution(**changed):
+    library, _ = compiled._load()
+    given = {
+        "inputs": tf.ones([2, 5, 4, 6]),
+        "kernel": tf.ones([3, 3, 3, 4]),
+        "offset": tf.ones([2, 3, 2, 36]),
+        "mask": [tf.ones([2, 3, 2, 18])],
+        "before": tf.constant([1, 1]),
+        "strides": [1, 1],
+        "dilations": [1, 1],
+    }
+    return library.tf_deform_deformable_conv(**{**given, **changed})
+
+
+MALFORMED = [
+    (raw_sample, {"values": tf.ones([2, 4, 6])}),
+    (raw_sample, {"values": tf.ones([2, 4, 3, 5])}),
+    (raw_sample, {"points": tf.ones([3, 2, 2, 1, 4])}),
+    (raw_sample, {"points": tf.ones([3, 2, 0, 1, 2]), "weights": []}),
+    (raw_sample, {"points": tf.ones([3, 2, 2, 2])}),
+    (raw_sample, {"weights": [tf.ones([3, 2, 2, 2])]}),
+    (raw_sample, {"weights": [tf.ones([3, 2, 2, 1])] * 2}),
+    (raw_sample, {"image_index": []}),
+    (raw_sample, {"image_index": [tf.constant([0, 1], tf.int64)]}),
+    (raw_sample, {"image_index": [tf.constant([0, -1, 1], tf.int64)]}),
+    (raw_sample, {"image_index": [tf.constant([0, 2, 1], tf.int64)]}),
+    (raw_convolution, {"inputs": tf.ones([2, 5, 6])}),
+    (raw_convolution, {"inputs": tf.ones([1, 5, 4, 6])}),
+    (raw_convolution, {"inputs": tf.ones([2, 5, 4, 0])}),
+    (raw_convolution, {"kernel": tf.ones([3, 3, 4, 4])}),
+    (raw_convolution, {"kernel": tf.ones([3, 3, 3, 5])}),
+    (raw_convolution, {"kernel": tf.ones([3, 3, 0, 4])}),
+    (raw_convolution, {"kernel": tf.ones([0, 3, 3, 4])}),
+    (raw_convolution, {"offset": tf.ones([2, 3, 2, 35])}),
+    (raw_convolution, {"offset": tf.ones([2, 3, 2, 0])}),
+    (raw_convolution, {"offset": tf.ones([2, 3, 2, 18 * 4])}),
+    (raw_convolution, {"mask": [tf.ones([2, 3, 2, 9])]}),
+    (raw_convolution, {"mask": [tf.ones([2, 3, 3, 18])]}),
+    (raw_convolution, {"before": tf.constant([1])}),
+    (raw_convolution, {"strides": [0, 1]}),
+    (raw_convolution, {"strides": [1, 1, 1]}),
+    (raw_convolution, {"dilations": [1]}),
+    (raw_convolution, {"dilations": [1, -1]}),
+]
+
+
+@pytest.mark.parametrize("index", range(len(MALFORMED)))
+def test_malformed_calls_are_invalid_arguments(index):
+    call, changed = MALFORMED[index]
+    assert np.all(np.isfinite(call()))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        call(**changed)
+
+    def unknown_shapes():  # past the checks of shapes while tracing
+        hidden = tf.nest.map_structure(
+            lambda each: (
+                tf.raw_ops.PlaceholderWithDefault(input=each, shape=None)
+                if tf.is_tensor(each)
+                else each
+            ),
+            changed,
+        )
+        return call(**hidden)
+
+    if any(map(tf.is_tensor, tf.nest.flatten(changed))):
+        with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):  # when run, when traced
+            tf.function(unknown_shapes)()
+
+
+# Saving
+
+
+def model_of_layers():
+    inputs = keras.Input((9, 8, 4))
+    x = tfd.layers.DeformableConv2D(
+        6, 3, modulated=True, offset_kernel_initializer=keras.initializers.RandomNormal(0, 0.3)
+    )(inputs)
+    x = tfd.layers.SpatialTransformer(keras.layers.GlobalAveragePooling2D())(x)
+    return keras.Model(inputs, x)
+
+
+def saved_by_export(model, path):
+    model.export(path, verbose=False)
+
+
+def saved_by_export_archive(model, path):
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", model.call, [tf.TensorSpec([None, 9, 8, 4])])
+    archive.write_out(path, verbose=False)
+
+
+def saved_by_tensorflow(model, path):
+    module = tf.Module()
+    module.model = model
+    module.serve = tf.function(model.call, input_signature=[tf.TensorSpec([None, 9, 8, 4])])
+    assert has_ours(op_types(module.serve, tf.ones([1, 9, 8, 4])))
+    tf.saved_model.save(module, path)
+
+
+@pytest.mark.parametrize("save", [saved_by_export, saved_by_export_archive, saved_by_tensorflow])
+def test_what_is_saved_is_portable_and_answers_the_same(tmp_path, rng, save):
+    model = model_of_layers()
+    inputs = rng.normal(size=(2, 9, 8, 4)).astype("float32")
+    expected = model.predict(inputs, verbose=0)
+    save(model, tmp_path)
+    assert not has_ours(saved_op_types(tmp_path))
+    loaded = tf.saved_model.load(tmp_path)
+    actual = loaded.serve(tf.constant(inputs))
+    assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+def test_a_keras_file_runs_with_either_implementation(tmp_path, rng):
+    model = model_of_layers()
+    inputs = rng.normal(size=(2, 9, 8, 4)).astype("float32")
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(inputs, np.ones([2, 7, 6, 6]), verbose=0)
+    expected = model.predict(inputs, verbose=0)
+    model.save(tmp_path / "model.keras")
+    for name in ("compiled", "portable"):
+        with tfd.use_implementation(name):
+            loaded = keras.models.load_model(tmp_path / "model.keras")
+            assert relative_error(loaded.predict(inputs, verbose=0), expected) < 1e-5
+
+
+# The same bits on every run and for any number of threads
+
+REPEAT = """
+import hashlib, sys
+import numpy as np
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
+import tf_deform as tfd
+tfd.set_implementation("compiled")
+rng = np.random.default_rng(0)
+inputs, kernel, offset, mask = [
+    tf.constant(rng.normal(size=size), tf.float32)
+    for size in ((3, 20, 21, 40), (3, 3, 40, 24), (3, 20, 21, 18), (3, 20, 21, 9))
+]
+digest = hashlib.sha256()
+with tf.GradientTape() as tape:
+    tape.watch([inputs, kernel, offset, mask])
+    out = tfd.ops.deformable_conv(inputs, kernel, offset, mask, padding="same")
+    sampled = tfd.ops.grid_sample(inputs, tf.tanh(offset[..., :2]))
+for each in (out, sampled, *tape.gradient([out, sampled], [inputs, kernel, offset, mask])):
+    digest.update(each.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_results_are_the_same_bits_for_any_number_of_threads():
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", REPEAT, threads], capture_output=True, text=True, check=True
+        ).stdout
+        for threads in ("1", "2", "2")
+    ]
+    assert runs[0]
+    assert len(set(runs)) == 1
+
+
+def test_the_library_in_the_cache_is_named_after_tensorflow_and_the_sources(monkeypatch, tmp_path):
+    path = compiled.library_path()
+    assert tf.__version__ in path.parent.name
+    monkeypatch.setattr(compiled, "SOURCES", tmp_path)
+    assert compiled.library_path().parent != path.parent

@@ -1,0 +1,90 @@
+"""Builds the compiled library, or says what is there: python -m tf_deform build | info."""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import keras
+import tensorflow as tf
+
+import tf_deform
+from tf_deform import compiled
+
+
+def main(arguments=None):
+    """Runs the command that the arguments name."""
+    parser = argparse.ArgumentParser(prog="python -m tf_deform", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="compile the library against the installed TensorFlow")
+    commands.add_parser("info", help="say which versions and which library are there")
+    command = parser.parse_args(arguments).command
+    try:
+        build() if command == "build" else info()
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"The library was not built: {error}")
+
+
+def info():
+    """Prints the versions, and the state of the compiled library."""
+    status = compiled.compiled_status()
+    print(f"tf_deform {tf_deform.__version__}")
+    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
+    print(f"library: {compiled.library_path() if status.available else 'none'}")
+    if status.available:
+        print(f"devices: {', '.join(status.devices)} ({compiled.instruction_set()})")
+    print(f"note: {status.reason}")
+
+
+def build():
+    """Builds the library with CMake, unless it is there already for these sources."""
+    path = compiled.library_path()
+    if path.exists():
+        print(f"{path} is there already.")
+        return
+    if not compiled.SOURCES.is_dir():
+        raise FileNotFoundError(
+            f"there is no {compiled.SOURCES}: build from a checkout, `pip install --editable .`"
+        )
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
+        print(f"Building for TensorFlow {tf.__version__} (one to three minutes) ...", flush=True)
+        _compile(pathlib.Path(folder))
+        made = pathlib.Path(folder, "made")
+        made.mkdir()
+        for library in pathlib.Path(folder).glob("*.so"):
+            shutil.move(library, made)
+        shutil.rmtree(path.parent, ignore_errors=True)
+        made.rename(path.parent)  # whole or not at all
+    print(f"Built {path}")
+
+
+def _compile(folder):
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    if cmake is None:
+        raise FileNotFoundError("CMake is missing: pip install cmake ninja")
+    flags = dict(each[2:].split("=") for each in tf.sysconfig.get_compile_flags() if "=" in each)
+    configure = [cmake, "-S", str(compiled.SOURCES), "-B", str(folder)]
+    if ninja is not None:
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += [
+        f"-DTF_INCLUDE={tf.sysconfig.get_include()}",
+        f"-DTF_LIBRARY={tf.sysconfig.get_lib()}",
+        f"-DTF_ABI={flags.get('_GLIBCXX_USE_CXX11_ABI', '1')}",
+        f"-DTF_MINOR={'.'.join(tf.__version__.split('.')[:2])}",
+    ]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count()))
+    subprocess.run([cmake, "--build", str(folder), "--parallel", jobs], check=True)
+
+
+def _tool(name):
+    """Returns the path of a program, on the PATH or beside this Python, or None."""
+    return shutil.which(name) or shutil.which(name, path=str(pathlib.Path(sys.executable).parent))
+
+
+if __name__ == "__main__":
+    main()
