@@ -101,7 +101,11 @@ def test_private_names_stay_in_their_module(module):
         if isinstance(node, ast.ImportFrom):
             assert not [alias.name for alias in node.names if alias.name.startswith("_")]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            private = node.attr.startswith("_") and node.attr not in ("_replace", "__name__")
+            private = node.attr.startswith("_") and node.attr not in (
+                "_replace",
+                "__name__",
+                "__version__",
+            )
             assert not (private and node.value.id not in ("self", "cls")), node.attr
 
 
