@@ -121,6 +121,7 @@ def test_private_names_stay_in_their_module(module):
                 "_asdict",
                 "_replace",
                 "__name__",
+                "__version__",
             )
             assert not (private and node.value.id not in ("self", "cls")), node.attr
 
