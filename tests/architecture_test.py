@@ -31,6 +31,7 @@ SWITCH = {
 TOOLS = {
     "OffsetMonitor": tfd.callbacks.OffsetMonitor,
     "deformable": tfd.deformable,
+    "export_saved_model": tfd.export_saved_model,
     **{
         name: getattr(tfd.convert, name)
         for name in ("load_dcn", "load_mmcv", "load_torchvision", "read")
@@ -55,6 +56,7 @@ LEVELS = {
     "tf_deform.backbone": 10,
     "tf_deform.callbacks": 10,
     "tf_deform.convert": 10,
+    "tf_deform.export": 10,
     "tf_deform": 11,
     "tf_deform.__main__": 12,
 }
@@ -181,6 +183,8 @@ GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=Fals
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
 deformable(model, layers=None, **options)
+export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
+    image_scale=1.0, warmup=None)
 load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None,
     pooled_size=None)
 load_mmcv(layer, weights, prefix="")
@@ -254,7 +258,7 @@ def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
     modules = {"addons", "callbacks", "convert", "layers", "ops"}
-    assert set(tfd.__all__) == {*modules, "deformable", *SWITCH}
+    assert set(tfd.__all__) == {*modules, "deformable", "export_saved_model", *SWITCH}
 
 
 # Documentation

@@ -17,6 +17,7 @@ if keras.config.backend() != "tensorflow":
 from tf_deform import addons, callbacks, convert, layers, ops
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
+from tf_deform.export import export_saved_model
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "compiled_status",
     "convert",
     "deformable",
+    "export_saved_model",
     "layers",
     "ops",
     "set_implementation",

@@ -1,0 +1,30 @@
+// Many clients of one model at a time.
+
+#ifndef TF_DEFORM_CUSTOM_OPS_SERVING_LOAD_H_
+#define TF_DEFORM_CUSTOM_OPS_SERVING_LOAD_H_
+
+#include <cstdint>
+
+#include "model.h"
+
+namespace tf_deform {
+
+struct LoadOptions {
+  int32_t threads = 8;
+  int32_t requests = 2000;   // of all threads together
+  int32_t max_batch = 32;    // each request has 0 to so many rows
+  int32_t malformed = 0;     // every so many requests one is malformed; 0: none
+  float max_growth = -1.0f;  // percent of memory; negative: any
+};
+
+// Sends requests made of rows of `samples` and prints what comes of it. Returns
+// whether every response was bitwise that which a single client had got before,
+// every malformed request was refused, and memory grew no more than allowed
+// after the first 2,000 requests. Failing requests are counted and do not stop
+// it.
+bool RunLoad(const Model& model, const tensorflow::SignatureDef& signature,
+             const Tensors& samples, const LoadOptions& options);
+
+}  // namespace tf_deform
+
+#endif  // TF_DEFORM_CUSTOM_OPS_SERVING_LOAD_H_
