@@ -6,6 +6,8 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error, run_litert
@@ -187,3 +189,115 @@ def test_models_convert_to_litert_with_builtin_operators(family):
     arguments = arguments_of(family, (9, 7), batch=1)
     actual = run_litert(lambda *each: call(model, each), *arguments)
     assert relative_error(actual, call(model, arguments)) < TOLERANCE["float32"]
+
+
+# tfd.export_saved_model
+
+
+def two_inputs():
+    images = keras.Input((None, None, 3), name="images")
+    boxes = keras.Input((None, 4))
+    return keras.Model([images, boxes], tfd.layers.RoIAlign(2, name="regions")(images, boxes))
+
+
+SAMPLES = [np.ones((2, 9, 7, 3), "float32"), np.ones((2, 4, 4), "float32")]
+
+
+def test_inputs_and_outputs_have_names_and_free_sizes(tmp_path):
+    model = two_inputs()
+    tfd.export_saved_model(model, tmp_path / "1")
+    served = tf.saved_model.load(tmp_path / "1")
+    signature = served.signatures["serving_default"]
+    specs = signature.structured_input_signature[1]
+    shapes = {name: each.shape.as_list() for name, each in specs.items()}
+    assert shapes == {"images": [None, None, None, 3], "inputs_1": [None, None, 4]}
+    assert signature.structured_outputs["regions"].shape.as_list() == [None, None, 2, 2, 3]
+    np.testing.assert_array_equal(served.serve(SAMPLES)["regions"], model(SAMPLES))
+
+
+def test_subclassed_models_and_dictionaries_keep_their_keys(tmp_path):
+    class Model(keras.Model):
+        def call(self, inputs):
+            return {"sum": inputs["a"] + inputs["b"]}
+
+    model = Model()
+    samples = {"a": tf.ones([2, 3]), "b": tf.ones([2, 3])}
+    model(samples)
+    with pytest.raises(ValueError, match="input_signature"):
+        tfd.export_saved_model(model, tmp_path / "1")
+    specs = {name: tf.TensorSpec([None, 3], name=name) for name in samples}
+    tfd.export_saved_model(model, tmp_path / "1", input_signature=specs)
+    signature = tf.saved_model.load(tmp_path / "1").signatures["serving_default"]
+    np.testing.assert_array_equal(signature(**samples)["sum"], np.full((2, 3), 2.0))
+
+
+def test_warmup_holds_requests_that_the_signatures_answer(tmp_path):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    model = keras.Sequential([keras.Input((8, 6, 3)), keras.layers.Flatten(name="row")])
+    samples = np.random.default_rng(0).random((2, 8, 6, 3))
+    tfd.export_saved_model(model, tmp_path / "1", image_size=(8, 6), warmup=samples)
+    signatures = tf.saved_model.load(tmp_path / "1").signatures
+    records = tf.data.TFRecordDataset(
+        f"{tmp_path}/1/assets.extra/tf_serving_warmup_requests"
+    ).as_numpy_iterator()
+    answers = {}
+    for record in records:
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        name = request.model_spec.signature_name
+        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
+        answers[name] = signatures[name](**inputs)["row"]
+    assert set(answers) == {"serving_default", "serve_image_bytes"}
+    np.testing.assert_array_equal(answers["serving_default"], model(samples))
+    np.testing.assert_array_equal(answers["serve_image_bytes"], np.zeros((1, 144)))
+
+
+def test_warmup_without_the_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    with pytest.raises(ImportError, match=r"tf_deform\[serving\]"):
+        tfd.export_saved_model(two_inputs(), tmp_path / "1", warmup=SAMPLES)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"implementation": "auto"}, "implementation must be 'portable' or 'compiled'"),
+        ({"image_size": (8, 6)}, r"image_size needs a model of one floating input"),
+        ({"warmup": SAMPLES[:1]}, "warmup must have 2 inputs, received 1"),
+        ({"warmup": SAMPLES[::-1]}, "warmup must have 'images' of shape"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tfd.export_saved_model(two_inputs(), tmp_path / "1", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_not_written_to(tmp_path):
+    (tmp_path / "variables").touch()
+    with pytest.raises(FileExistsError, match="not there yet or empty"):
+        tfd.export_saved_model(two_inputs(), tmp_path)
+
+
+def test_the_compiled_implementation_says_why_it_cannot_be_used(tmp_path):
+    with pytest.raises(RuntimeError, match="cannot be used: this version"):
+        tfd.export_saved_model(two_inputs(), tmp_path / "1", implementation="compiled")
+
+
+def test_a_custom_op_in_any_function_is_found_and_nothing_is_left(tmp_path, monkeypatch):
+    write_out = keras.export.ExportArchive.write_out
+
+    def write_custom_op(self, path, **options):
+        write_out(self, path, **options)
+        file = f"{path}/saved_model.pb"
+        saved = saved_model_pb2.SavedModel.FromString(tf.io.read_file(file).numpy())
+        function = saved.meta_graphs[0].graph_def.library.function[-1]
+        function.node_def.add(name="ours", op="TfDeform>Sample")
+        tf.io.write_file(file, saved.SerializeToString())
+
+    monkeypatch.setattr(keras.export.ExportArchive, "write_out", write_custom_op)
+    with pytest.raises(RuntimeError, match="received TfDeform>Sample"):
+        tfd.export_saved_model(two_inputs(), tmp_path / "1")
+    assert not list(tmp_path.iterdir())

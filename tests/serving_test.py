@@ -35,9 +35,11 @@ def serve(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(command, check=True)
 
-    def run(*arguments, folder=folder):
+    def run(*arguments):
+        # With oneDNN, TensorFlow's own Conv2D returns an empty batch of the wrong shape.
+        environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
         command = [folder / "serve", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     return run
 
@@ -85,10 +87,8 @@ def figures(result):
 def test_outputs_are_those_of_keras(family, serve, tmp_path):
     model = FAMILIES[family]((None, None))
     tfd.export_saved_model(model, tmp_path / "1")
-    specs = tf.nest.flatten(tf.saved_model.load(tmp_path / "1").serve.input_signature or [])
-    names = [f"inputs_{index}" for index in range(len(model.inputs))]
-    assert len(specs) in (0, len(names))
-    names = names if len(names) > 1 else ["inputs_0"]
+    several = len(model.inputs) > 1
+    names = [f"inputs_{index}" if several else "inputs" for index in range(len(model.inputs))]
     for size in SIZES:
         arguments = arguments_of(family, SIZES[size], batch=len(size) - 3)
         for name, array in zip(names, arguments, strict=True):
@@ -129,9 +129,7 @@ def test_encoded_images_give_what_keras_reads_from_them(serve, small, tmp_path):
     )
     files = sorted((tmp_path / "images").iterdir())
     inputs = [f"--input=image_bytes={file}" for file in files]
-    result = serve(
-        "--signature=serve_image_bytes", *inputs, f"--output={tmp_path}", folder / "1"
-    )
+    result = serve("--signature=serve_image_bytes", *inputs, f"--output={tmp_path}", folder / "1")
     assert result.returncode == 0, result.stderr
     actual = np.load(tmp_path / "scores.npy")
     assert relative_error(actual, model(images / 255)) < TOLERANCE["float32"]
@@ -205,7 +203,8 @@ def test_what_does_not_fit_is_refused_in_one_line(arguments, expected, serve, sm
 
 
 @pytest.mark.parametrize(
-    "file", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+    "file",
+    ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"],
 )
 @pytest.mark.parametrize("kept", [0, 0.3, 0.9])
 def test_truncated_models_are_refused_in_one_line(file, kept, serve, small, tmp_path):
@@ -265,9 +264,7 @@ def test_responses_that_differ_are_counted(serve, tmp_path):
 
 def test_failing_requests_are_counted_to_the_end(serve, small, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((2, 8, 11, 3), "float32"))
-    result = serve(
-        f"--input=images={tmp_path}/wide.npy", "--load", "--requests=99", small[0] / "1"
-    )
+    result = serve(f"--input=images={tmp_path}/wide.npy", "--load", "--requests=99", small[0] / "1")
     assert failure(result) == "serve: the load did not pass\n"
     assert figures(result)["errors"] == 99
     assert "first error: input 'images' must be float [?,8,10,3]" in result.stdout

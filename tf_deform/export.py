@@ -238,7 +238,5 @@ def _custom_ops(path):
             for graph in saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
         ]
     nodes = [node for graph in graphs for node in graph.node]
-    nodes += [
-        node for graph in graphs for each in graph.library.function for node in each.node_def
-    ]
+    nodes += [node for graph in graphs for each in graph.library.function for node in each.node_def]
     return sorted({node.op for node in nodes if node.op.startswith(_CUSTOM)})
