@@ -1,6 +1,7 @@
 """Models that earlier releases saved and exported load and return what they returned then."""
 
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -33,7 +34,9 @@ def test_keras_files_load_and_reproduce(path):
 
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: "/".join(path.parts[-2:]))
-def test_saved_models_load_and_reproduce(path):
+def test_saved_models_load_and_reproduce(path, tmp_path):
     inputs, expected = arrays_of(path)
-    (actual,) = tf.saved_model.load(path).serve(inputs).values()
+    shutil.unpack_archive(f"{path}.zip", tmp_path)
+    served = tf.saved_model.load(tmp_path)
+    (actual,) = served.serve(inputs).values()
     assert relative_error(actual, expected) < TOLERANCE["float32"]

@@ -140,7 +140,7 @@ def test_arrays_are_read_and_written_bit_by_bit(dtype, serve, tmp_path):
     array = np.random.default_rng(4).integers(0, 100, (3, 5, 2)).astype(dtype)
     module = tf.Module()
     module.same = tf.function(
-        lambda values: {"same": values}, [tf.TensorSpec([None, 5, 2], dtype, "values")]
+        lambda values: {"same": values}, [tf.TensorSpec([None, 5, 2], array.dtype, "values")]
     )
     tf.saved_model.save(module, tmp_path / "1", signatures=module.same)
     np.save(tmp_path / "values.npy", array)

@@ -2,11 +2,13 @@
 
     python tests/goldens/make_release_goldens.py
 
-It writes tests/goldens/releases/VERSION: of each model NAME.keras, the SavedModel NAME, and NAME.npz
-with its inputs and its outputs. A folder that is there is a release's and is not written again.
+It writes tests/goldens/releases/VERSION: of each model NAME.keras, the SavedModel in NAME.zip and
+NAME.npz, its inputs and outputs. A folder that is there is a release's and is not written again.
 """
 
 import pathlib
+import shutil
+import tempfile
 
 import keras
 import numpy as np
@@ -63,7 +65,9 @@ def main():
             weight.assign(weight + rng.normal(0, 0.2, weight.shape))
         inputs = [values[each.name].astype("float32") for each in model.inputs]
         model.save(FOLDER / f"{name}.keras")
-        tfd.export_saved_model(model, FOLDER / name)
+        with tempfile.TemporaryDirectory() as folder:
+            tfd.export_saved_model(model, folder)
+            shutil.make_archive(str(FOLDER / name), "zip", folder)
         outputs = model(inputs if len(inputs) > 1 else inputs[0])
         np.savez_compressed(FOLDER / f"{name}.npz", *inputs, outputs=outputs)
 
