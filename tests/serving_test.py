@@ -212,7 +212,8 @@ def test_truncated_models_are_refused_in_one_line(file, kept, serve, small, tmp_
     shutil.copytree(folder / "1", tmp_path / "1")
     whole = (tmp_path / "1" / file).read_bytes()
     (tmp_path / "1" / file).write_bytes(whole[: int(kept * len(whole))])
-    failure(serve(f"--input=images={folder}/images.npy", tmp_path / "1"))
+    error = failure(serve(f"--input=images={folder}/images.npy", tmp_path / "1"))
+    assert f"{tmp_path}/1 cannot be loaded: " in error
 
 
 @pytest.mark.parametrize("arguments", [[], ["--colour", "1"], ["1", "2"], ["--threads=0", "1"]])

@@ -57,9 +57,12 @@ absl::Status Model::Load(const std::string& path) {
         absl::StrCat(path, " is not a SavedModel: it holds no ",
                      tensorflow::kSavedModelFilenamePb));
   }
-  return tensorflow::LoadSavedModel(tensorflow::SessionOptions(),
-                                    tensorflow::RunOptions(), path, {kServeTag},
-                                    &bundle_);
+  const absl::Status status = tensorflow::LoadSavedModel(
+      tensorflow::SessionOptions(), tensorflow::RunOptions(), path, {kServeTag},
+      &bundle_);
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrCat(path, " cannot be loaded: ",
+                                                  status.message()));
 }
 
 absl::StatusOr<const SignatureDef*> Model::FindSignature(
