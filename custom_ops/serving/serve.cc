@@ -79,6 +79,9 @@ absl::StatusOr<Tensors> ReadInputs(const std::vector<std::string>& inputs) {
 
 // Whether the load mode can make requests of rows of the inputs.
 absl::Status CheckSamples(const Tensors& samples) {
+  if (samples.empty()) {
+    return absl::InvalidArgumentError("load needs --input=NAME=FILE");
+  }
   for (const auto& [name, tensor] : samples) {
     if (tensor.dims() == 0 || tensor.dim_size(0) == 0 ||
         tensor.dim_size(0) != samples.begin()->second.dim_size(0)) {
