@@ -41,7 +41,11 @@ def main(arguments=None):
     print(f"\nThe signatures of {path}", flush=True)
     run(path)
     run(f"--input=images={options.output}/images.npy", f"--output={options.output}", path)
-    check(np.load(options.output / f"{model.output_names[0]}.npy"), model.predict(images), labels)
+    check(
+        np.load(options.output / f"{model.output_names[0]}.npy"),
+        model.predict(images, verbose=0),
+        labels,
+    )
     print(
         f"\n{options.requests} requests of 0 to 32 images from {options.threads} clients",
         flush=True,
