@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test check install format-check lint types format bench ops sanitize \
-	test-lowest goldens-addons clean
+	serving soak test-lowest goldens-addons clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -70,6 +70,12 @@ bench: ops $(VENV)/.has-bench ## time the operators beside their peers
 	@$(RUN) benchmarks/portable.py $(ARGS)
 	@echo "==> Running benchmarks/compiled.py $(ARGS)"
 	@$(RUN) benchmarks/compiled.py $(ARGS)
+
+serving: $(VENV)/.has-test ## build the C++ program that serves a SavedModel
+	@$(MAKE) --no-print-directory -C custom_ops/serving PYTHON=$(abspath $(RUN))
+
+soak: $(VENV)/.has-demo $(VENV)/.has-test ## put the digits model under load in the C++ program
+	@$(MAKE) --no-print-directory -C custom_ops/serving soak PYTHON=$(abspath $(RUN)) ARGS="$(ARGS)"
 
 test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions supported
 	@$(VENV_LOWEST)/bin/python -m tf_deform build

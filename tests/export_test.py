@@ -11,6 +11,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error, run_litert
+from tf_deform import compiled, export
 
 CHANNELS = 6
 
@@ -280,9 +281,23 @@ def test_a_folder_in_use_is_not_written_to(tmp_path):
         tfd.export_saved_model(two_inputs(), tmp_path)
 
 
-def test_the_compiled_implementation_says_why_it_cannot_be_used(tmp_path):
-    with pytest.raises(RuntimeError, match="cannot be used: this version"):
+def test_the_compiled_implementation_says_why_it_cannot_be_used(tmp_path, monkeypatch):
+    broken = compiled.CompiledStatus(False, (), "no such file")
+    monkeypatch.setattr(compiled, "compiled_status", lambda: broken)
+    with pytest.raises(RuntimeError, match="cannot be used: no such file"):
         tfd.export_saved_model(two_inputs(), tmp_path / "1", implementation="compiled")
+
+
+@pytest.mark.parametrize("trained_with", ["portable", "compiled"])
+@pytest.mark.parametrize("wanted", ["portable", "compiled"])
+def test_the_export_holds_the_implementation_asked_for(tmp_path, trained_with, wanted):
+    with tfd.use_implementation(trained_with):
+        model = two_inputs()
+        expected = model.predict(SAMPLES, verbose=0)
+    tfd.export_saved_model(model, tmp_path / "1", implementation=wanted)
+    assert bool(export.custom_ops(tmp_path / "1")) == (wanted == "compiled")
+    served = tf.saved_model.load(tmp_path / "1")
+    assert relative_error(served.serve(SAMPLES)["regions"], expected) < TOLERANCE["float32"]
 
 
 def test_a_custom_op_in_any_function_is_found_and_nothing_is_left(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
-from export_test import FAMILIES, SIZES, arguments_of
+from export_test import FAMILIES, SIZES, arguments_of, call
 
 SOURCES = pathlib.Path(__file__).parent.parent / "custom_ops" / "serving"
 REQUESTS = 2000
@@ -97,7 +97,7 @@ def test_outputs_are_those_of_keras(family, serve, tmp_path):
         result = serve(*inputs, f"--output={tmp_path}/{size}", tmp_path / "1")
         assert result.returncode == 0, result.stderr
         actual = np.load(tmp_path / size / f"{model.output_names[0]}.npy")
-        assert relative_error(actual, model(arguments)) < TOLERANCE["float32"]
+        assert relative_error(actual, call(model, arguments)) < TOLERANCE["float32"]
 
 
 def test_the_signatures_are_listed(serve, small):

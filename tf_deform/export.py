@@ -42,7 +42,8 @@ def export_saved_model(
         path: folder to write, not there yet or empty; for TensorFlow Serving it is called by a
             version number.
         implementation: "portable", for stock TensorFlow ops only, or "compiled", for custom ops
-            that the server has to link; this version has none.
+            of a server that links custom_ops or loads the library that `tfd.compiled_status` tells
+            of, built against the same TensorFlow.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
         image_size: (height, width) in pixels to which `serve_image_bytes` resizes. The model must
@@ -94,10 +95,10 @@ def export_saved_model(
                 black = tf.zeros([*image_size, images.shape[-1]], tf.uint8)
                 encoded = {"image_bytes": tf.io.encode_png(black)[None]}
                 requests.append(("serve_image_bytes", encoded))
-        _write(archive, path, requests, portable=implementation == "portable")
+        _write(archive, path, requests, implementation)
 
 
-def _write(archive, path, requests, portable):
+def _write(archive, path, requests, implementation):
     """Writes the SavedModel beside `path`, checks it and moves it there."""
     partial = f"{path}.partial"
     if tf.io.gfile.exists(partial):
@@ -106,8 +107,8 @@ def _write(archive, path, requests, portable):
         if requests:
             _write_requests(f"{partial}/assets.extra", requests)
         archive.write_out(partial, verbose=False)
-        custom = _custom_ops(partial)
-        if portable and custom:
+        custom = custom_ops(partial)
+        if custom and implementation == "portable":
             raise RuntimeError(
                 f"The model must hold TensorFlow ops only, received {', '.join(custom)}: trace its "
                 'functions anew under tfd.use_implementation("portable").'
@@ -230,7 +231,7 @@ def _write_requests(folder, requests):
             writer.write(log.SerializeToString())
 
 
-def _custom_ops(path):
+def custom_ops(path):
     """Returns the names of tf_deform's custom ops in the graph and in the functions it calls."""
     with tf.io.gfile.GFile(f"{path}/saved_model.pb", "rb") as file:
         graphs = [
