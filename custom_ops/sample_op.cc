@@ -242,7 +242,9 @@ class SampleGradPointsOp : public OpKernel {
     Tensor* points;
     OP_REQUIRES_OK(context, context->allocate_output(0, in.points_shape, &points));
     Tensor* weights = nullptr;
-    if (in.weights) OP_REQUIRES_OK(context, context->allocate_output(1, in.weights_shape, &weights));
+    if (num_outputs() > 1) {  // weights may be there and empty
+      OP_REQUIRES_OK(context, context->allocate_output(1, in.weights_shape, &weights));
+    }
     (*kernels)->of<T>().sample_grad_points(ThreadsOf(context), in.sizes, in.values, in.points,
                                            in.weights, in.image_index, in.gradient,
                                            points->flat<T>().data(),

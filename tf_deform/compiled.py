@@ -110,6 +110,19 @@ def use_implementation(name):
         set_implementation(previous)
 
 
+@contextlib.contextmanager
+def saved_with(name):
+    """Returns a context manager like `use_implementation`, in which models are saved with it."""
+    global _saves_compiled
+    previous = _saves_compiled
+    with use_implementation(name):
+        _saves_compiled = name == "compiled"
+        try:
+            yield
+        finally:
+            _saves_compiled = previous
+
+
 # The library: where it is, and loading it
 
 
@@ -174,11 +187,12 @@ def _load():
 def chosen():
     """Returns whether what is traced now is to call the compiled functions.
 
-    Never while a model is being saved, when TensorFlow traces anew: saved models are portable. Nor
-    in a second derivative.
+    Not while a model is being saved, when TensorFlow traces anew, but in `saved_with`: saved models
+    are portable. Nor in a second derivative.
     """
-    portable_here = getattr(_this_thread, "portable", False)
-    return _implementation == "compiled" and not portable_here and not in_save_context()
+    if _implementation != "compiled" or getattr(_this_thread, "portable", False):
+        return False
+    return _saves_compiled or not in_save_context()
 
 
 def weighted_sample(values, points, weights=None, image_index=None):
@@ -324,6 +338,7 @@ def _second(form, arguments, given, upstream, targets):
     )
 
 
+_saves_compiled = False
 _implementation = "auto"
 try:
     set_implementation(os.environ.get(_ENVIRONMENT, "auto"))

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tf_deform.compiled import use_implementation
+from tf_deform.compiled import saved_with
 
 _CUSTOM = "TfDeform>"
 
@@ -82,7 +82,7 @@ def export_saved_model(
         raise FileExistsError(f"path must be a folder not there yet or empty, received {path!r}")
     inputs = _input_specs(model, input_signature)
     requests = [] if warmup is None else [("serving_default", _named_values(warmup, inputs))]
-    with use_implementation(implementation):
+    with saved_with(implementation):
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", _server(model), [inputs])
