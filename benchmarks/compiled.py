@@ -16,9 +16,9 @@ are not TensorFlow's. The results are written to benchmarks/results/compiled.jso
 """
 
 import argparse
+import ctypes
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -174,13 +174,21 @@ def peak_of_one(kind, shape, each):
     call = training if each == "training" else function
     small = [x if i == 1 else x[:1, :1, :1] for i, x in enumerate(arguments)]
     call(*small)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else the call may use what others have freed
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = resident("VmRSS")
     results = call(*arguments)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = resident("VmHWM")
     returned = sum(4 * tf.size(x).numpy() for x in tf.nest.flatten(results))
     if each == "training":  # the forward pass's output, and the gradient that it is given
         returned += 2 * 4 * tf.size(function(*arguments)).numpy()
     return int(1024 * (after - before) - returned)
+
+
+def resident(kind):
+    """Returns the KiB that /proc/self/status names: VmRSS now, VmHWM at the peak (Linux alone)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{kind}:")[1].split()[0])
 
 
 if __name__ == "__main__":
