@@ -67,7 +67,7 @@ def set_implementation(name):
     Args:
         name: "auto" (portable, as long as the library has no XLA kernels), "portable" (TensorFlow
             ops only) or "compiled" (the compiled library, or an error). What is saved as a
-            SavedModel is portable in any case.
+            SavedModel is portable, unless `export_saved_model` is asked for "compiled".
 
     Raises:
         ValueError: the name is none of these.
