@@ -1,13 +1,11 @@
-#include "library.h"
+// Finds and loads the kernels for this processor.
 
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <cstdlib>
-#include <optional>
 #include <string>
 
-#include "tensorflow/core/lib/core/threadpool.h"
+#include "call.h"
 
 namespace tf_deform {
 namespace {
@@ -61,30 +59,14 @@ const Loaded& LoadOnce() {
 
 }  // namespace
 
-absl::StatusOr<const Kernels*> LoadKernels() {
-  const Loaded& loaded = LoadOnce();
-  if (!loaded.kernels) return absl::FailedPreconditionError(loaded.error);
-  return loaded.kernels;
-}
-
-Pool ThreadsOf(tensorflow::OpKernelContext* context) {
-  const auto run = [](void* threads, int64_t count, int64_t cost,
-                      void (*work)(void*, int64_t, int64_t), void* data) {
-    using tensorflow::thread::ThreadPool;
-    // Blocks of about equal cost, small ones: left to themselves the threads are given a few large
-    // ones, of which one has more than the other.
-    constexpr int64_t kCycles = 100000;
-    const int64_t block = std::max<int64_t>(1, kCycles / std::max<int64_t>(1, cost));
-    const ThreadPool::SchedulingParams blocks(ThreadPool::SchedulingStrategy::kFixedBlockSize,
-                                              std::nullopt, block);
-    static_cast<ThreadPool*>(threads)->ParallelFor(
-        count, blocks, [work, data](int64_t begin, int64_t end) { work(data, begin, end); });
-  };
-  return {run, context->device()->tensorflow_cpu_worker_threads()->workers};
+const Kernels* LoadKernels(std::string* error) {
+  *error = LoadOnce().error;
+  return LoadOnce().kernels;
 }
 
 }  // namespace tf_deform
 
+// The instruction set of the kernels loaded, or "" if there are none.
 extern "C" __attribute__((visibility("default"))) const char* TfDeformInstructionSet() {
   return tf_deform::LoadOnce().instruction_set.c_str();
 }

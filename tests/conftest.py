@@ -14,7 +14,7 @@ import oracles
 import tf_deform as tfd
 
 IMPLEMENTATIONS = ["portable", "compiled"]
-NOT_COMPILED = re.compile("jit|xla|litert|export", re.IGNORECASE)
+NOT_COMPILED = re.compile("litert|export", re.IGNORECASE)
 
 # Largest error relative to the array's largest magnitude. Half precision is rounded once, from
 # float32; "numeric" is what central differences in float64 leave.
@@ -65,7 +65,7 @@ def implementation(request):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what the compiled library cannot do: XLA, and whatever is portable always."""
+    """Leaves out what is portable always: what is exported and converted."""
     kept, left_out = [], []
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})

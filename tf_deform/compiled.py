@@ -1,9 +1,8 @@
 """Which implementation of the operators runs: the portable one, or the compiled library.
 
 The portable implementation consists of TensorFlow ops alone. The compiled library holds CPU kernels
-in two ops and their gradients; `python -m tf_deform build` makes it from a checkout. It has no XLA
-kernels, so a function with `jit_compile=True` cannot run it: "auto" means "portable", and the
-library is used where "compiled" is asked for.
+in two ops and their gradients, for TensorFlow's executors and, from TensorFlow 2.20 on, for XLA;
+`python -m tf_deform build` makes it from a checkout. "auto" uses it wherever it can run.
 """
 
 import contextlib
@@ -13,6 +12,7 @@ import hashlib
 import os
 import pathlib
 import threading
+import warnings
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -28,14 +28,13 @@ except ImportError:  # it is private: without it, models are saved as they were 
 
 _IMPLEMENTATIONS = ("auto", "portable", "compiled")
 _ENVIRONMENT = "TF_DEFORM_IMPLEMENTATION"
-_AUTO_IS_PORTABLE = 'it has no XLA kernels, so "auto" stays portable: ask for "compiled"'
 SOURCES = pathlib.Path(__file__).parents[1] / "custom_ops"
 
 
 class CompiledStatus(NamedTuple):
     """Whether the compiled library can be used, on which kinds of device, and what to know of it.
 
-    `reason` says why it cannot be used, or what it cannot do.
+    `reason` says why it cannot be used, or what it cannot do; it is "" where there is nothing to say.
     """
 
     available: bool
@@ -46,8 +45,6 @@ class CompiledStatus(NamedTuple):
 def compiled_status():
     """Returns the state of the compiled library: (available, devices, reason).
 
-    It has no XLA kernels yet, so "auto" stays portable: `set_implementation("compiled")` uses it.
-
     Example:
         >>> compiled_status().devices in ((), ("CPU",))
         True
@@ -55,7 +52,8 @@ def compiled_status():
     library, reason = _load()
     if library is None:
         return CompiledStatus(available=False, devices=(), reason=reason)
-    return CompiledStatus(available=True, devices=("CPU",), reason=_AUTO_IS_PORTABLE)
+    reasons = [_without_xla(), _gpu_is_idle()]
+    return CompiledStatus(available=True, devices=("CPU",), reason="; ".join(filter(None, reasons)))
 
 
 def set_implementation(name):
@@ -65,9 +63,10 @@ def set_implementation(name):
     environment variable TF_DEFORM_IMPLEMENTATION sets it at import.
 
     Args:
-        name: "auto" (portable, as long as the library has no XLA kernels), "portable" (TensorFlow
-            ops only) or "compiled" (the compiled library, or an error). What is saved as a
-            SavedModel is portable, unless `export_saved_model` is asked for "compiled".
+        name: "auto" (compiled wherever it can run, which is where the library is built and
+            TensorFlow lists no GPU, otherwise portable), "portable" (TensorFlow ops only) or
+            "compiled" (the compiled library, or an error). What is saved as a SavedModel is
+            portable, unless `export_saved_model` is asked for "compiled".
 
     Raises:
         ValueError: the name is none of these.
@@ -78,12 +77,22 @@ def set_implementation(name):
         >>> set_implementation("auto")
     """
     global _implementation
+    _check_name(name)
+    if name == "compiled":
+        _require_library()
+    _implementation = name
+
+
+def _check_name(name):
     if name not in _IMPLEMENTATIONS:
         known = ", ".join(map(repr, _IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {known}, received {name!r}")
-    if name == "compiled" and not (status := compiled_status()).available:
-        raise RuntimeError(f"The compiled implementation cannot be used: {status.reason}.")
-    _implementation = name
+
+
+def _require_library():
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(f"The compiled implementation cannot be used: {reason}.")
 
 
 @contextlib.contextmanager
@@ -139,9 +148,31 @@ def library_path():
 
 def instruction_set():
     """Returns the instruction set of the loaded kernels: "baseline", "avx2" or "avx512"."""
-    library = ctypes.CDLL(str(library_path()))
-    library.TfDeformInstructionSet.restype = ctypes.c_char_p
-    return library.TfDeformInstructionSet().decode()
+    return _text("TfDeformInstructionSet")
+
+
+def _text(name):
+    """Returns what a function of the library returns, None if the library has no such function."""
+    function = getattr(ctypes.CDLL(str(library_path())), name, None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def _without_xla():
+    """Returns why XLA cannot compile the library's ops, "" if it can."""
+    error = _text("TfDeformXlaError")
+    if error is None:
+        return "it has no XLA kernels, which take TensorFlow 2.20, so layers say supports_jit=False"
+    return f"XLA does not take its kernels: {error}" if error else ""
+
+
+def _gpu_is_idle():
+    """Returns why "auto" must not use the library, whose kernels would leave a GPU idle, or ""."""
+    if tf.config.list_physical_devices("GPU"):
+        return 'it has no CUDA kernels and a GPU is listed, so "auto" is portable'
+    return ""
 
 
 def _digest_of_sources():
@@ -189,10 +220,32 @@ def chosen():
 
     Not while a model is being saved, when TensorFlow traces anew, but in `saved_with`: saved models
     are portable. Nor in a second derivative.
+
+    Raises:
+        RuntimeError: the environment asks for "compiled", and the library cannot be used.
     """
-    if _implementation != "compiled" or getattr(_this_thread, "portable", False):
+    if getattr(_this_thread, "portable", False) or (in_save_context() and not _saves_compiled):
         return False
-    return _saves_compiled or not in_save_context()
+    return _is_used()
+
+
+def supports_jit():
+    """Returns whether XLA can compile what `chosen` chooses."""
+    return not (_is_used() and _without_xla())
+
+
+def _is_used():
+    if _implementation == "compiled":
+        _require_library()
+    return _implementation == "compiled" or (_implementation == "auto" and _auto_is_compiled())
+
+
+@functools.cache
+def _auto_is_compiled():
+    library, reason = _load()
+    if library is None and library_path().exists():
+        warnings.warn(f"tf_deform runs its portable implementation: {reason}.", stacklevel=2)
+    return library is not None and not _gpu_is_idle()
 
 
 def weighted_sample(values, points, weights=None, image_index=None):
@@ -339,8 +392,8 @@ def _second(form, arguments, given, upstream, targets):
 
 
 _saves_compiled = False
-_implementation = "auto"
+_implementation = os.environ.get(_ENVIRONMENT, "auto")
 try:
-    set_implementation(os.environ.get(_ENVIRONMENT, "auto"))
-except (ValueError, RuntimeError) as error:
-    raise type(error)(f"From the environment variable {_ENVIRONMENT}: {error}") from None
+    _check_name(_implementation)
+except ValueError as error:
+    raise ValueError(f"From the environment variable {_ENVIRONMENT}: {error}") from None

@@ -7,11 +7,12 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
+from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 from tf_deform.ops.deformable_conv import explicit_padding, output_sizes
 
 
-class DeformableConv(keras.layers.Layer):
+class DeformableConv(Layer):
     """A convolution whose taps are moved by offsets that it predicts from its inputs.
 
     It takes every argument of the Keras convolution of the same rank, in the same order, and can
@@ -91,7 +92,7 @@ class DeformableConv(keras.layers.Layer):
         **kwargs,
     ):
         # Without autocast, offsets given in float32 stay so; the features are cast in `call`.
-        super().__init__(activity_regularizer=activity_regularizer, autocast=False, **kwargs)
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         validation.at_least(1, filters=filters, groups=groups, deformable_groups=deformable_groups)
         if filters % groups:
             raise ValueError(

@@ -4,12 +4,13 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
+from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import INTERPOLATIONS, PADDING_MODES
 
 
 @keras.saving.register_keras_serializable("tf_deform")
-class DenseImageWarp(keras.layers.Layer):
+class DenseImageWarp(Layer):
     """Returns `[batch, *space, channels]`: at every pixel p the inputs at `p + flow[p]`.
 
     The flow is ADDED, as VoxelMorph's SpatialTransformer and other registration layers do, and as
@@ -44,7 +45,7 @@ class DenseImageWarp(keras.layers.Layer):
 
     def __init__(self, *, interpolation="bilinear", padding_mode="border", **kwargs):
         # Without autocast the flow stays float32; the inputs are cast in `call`.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         validation.choice("interpolation", interpolation, INTERPOLATIONS)
         validation.choice("padding_mode", padding_mode, PADDING_MODES)
         self.interpolation = interpolation

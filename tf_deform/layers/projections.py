@@ -2,12 +2,14 @@
 
 import keras
 
+from tf_deform.layers.base import Layer
+
 _INITIALIZERS = ("kernel_initializer", "bias_initializer")
 _REGULARIZERS = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
 _CONSTRAINTS = ("kernel_constraint", "bias_constraint")
 
 
-class Projected(keras.layers.Layer):
+class Projected(Layer):
     """A layer between linear projections, at positions that linear layers predict.
 
     Features are cast to the compute dtype; what is predicted, and coordinates that are given, are
@@ -27,7 +29,7 @@ class Projected(keras.layers.Layer):
         **kwargs,
     ):
         # Without autocast, coordinates given in float32 stay so; features are cast in `call`.
-        super().__init__(activity_regularizer=activity_regularizer, autocast=False, **kwargs)
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
+from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 
 _BOX_FORMATS = (
@@ -14,7 +15,7 @@ _BOX_FORMATS = (
 )
 
 
-class RoIPooling(keras.layers.Layer):
+class RoIPooling(Layer):
     """What the RoI layers share: boxes `[batch, rois, 4]` in any format, in float32 or wider.
 
     A relative box format is relative to the input image: the features' size over `spatial_scale`.
@@ -23,7 +24,7 @@ class RoIPooling(keras.layers.Layer):
 
     def __init__(self, output_size, *, bounding_box_format="xyxy", **kwargs):
         # Without autocast boxes stay float32; the features are cast in `call`.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.output_size = validation.per_axis("output_size", output_size, 2)
         validation.choice("bounding_box_format", bounding_box_format, _BOX_FORMATS)
         self.bounding_box_format = bounding_box_format
@@ -100,7 +101,7 @@ class RoIAlign(RoIPooling):
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
-        self.supports_jit = sampling_ratio > 0
+        self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     @property
     def _options(self):
@@ -172,7 +173,7 @@ class MultiScaleRoIAlign(RoIPooling):
         self.aligned = aligned
         self.canonical_size = canonical_size
         self.canonical_level = canonical_level
-        self.supports_jit = sampling_ratio > 0
+        self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     @property
     def _options(self):
@@ -232,7 +233,7 @@ class PSRoIAlign(RoIPooling):
         self.spatial_scale = spatial_scale
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.supports_jit = sampling_ratio > 0
+        self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     @property
     def _options(self):
@@ -314,7 +315,7 @@ class DeformableRoIPooling(RoIPooling):
         self.gamma = gamma
         self.modulated = modulated
         self.offset_units = tuple(offset_units)
-        self.supports_jit = sampling_ratio > 0
+        self.supports_jit = self.supports_jit and sampling_ratio > 0
         self.hidden = [
             keras.layers.Dense(
                 units, activation="relu", dtype=self.dtype_policy, name=f"offset_{index}"

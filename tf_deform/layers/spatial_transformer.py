@@ -7,11 +7,12 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
+from tf_deform.layers.base import Layer
 from tf_deform.ops import grids, validation
 from tf_deform.ops.sampling import INTERPOLATIONS, PADDING_MODES
 
 
-class _Sampler(keras.layers.Layer):
+class _Sampler(Layer):
     """The options of sampling at a grid, which both layers take."""
 
     def __init__(
@@ -23,7 +24,7 @@ class _Sampler(keras.layers.Layer):
         **kwargs,
     ):
         # Without autocast grids and parameters stay float32; the inputs are cast in `call`.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         validation.choice("interpolation", interpolation, INTERPOLATIONS)
         validation.choice("padding_mode", padding_mode, PADDING_MODES)
         self.interpolation = interpolation

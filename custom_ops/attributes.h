@@ -1,0 +1,24 @@
+#ifndef TF_DEFORM_ATTRIBUTES_H_
+#define TF_DEFORM_ATTRIBUTES_H_
+
+#include "absl/status/status.h"
+#include "call.h"
+#include "tensorflow/core/framework/op_kernel.h"
+
+namespace tf_deform {
+
+// Sets all of the call that the node says, which is all but the shapes, the type and `before`.
+inline absl::Status ReadAttributes(tensorflow::OpKernelConstruction* node, Op op, Call* call) {
+  call->op = op;
+  if (!IsConv(op)) {
+    TF_RETURN_IF_ERROR(node->GetAttr("weight_count", &call->weight_count));
+    return node->GetAttr("index_count", &call->index_count);
+  }
+  TF_RETURN_IF_ERROR(node->GetAttr("mask_count", &call->weight_count));
+  TF_RETURN_IF_ERROR(node->GetAttr("strides", &call->strides));
+  return node->GetAttr("dilations", &call->dilations);
+}
+
+}  // namespace tf_deform
+
+#endif  // TF_DEFORM_ATTRIBUTES_H_
