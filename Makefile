@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check install format-check lint types format bench ops sanitize \
+.PHONY: help demo test check install format-check lint types format bench ops sanitize wheel \
 	serving soak test-lowest goldens-addons clean
 
 help: ## print these targets
@@ -48,6 +48,9 @@ sanitize: $(VENV)/.has-test ## run the kernels with AddressSanitizer and Undefin
 		-DTF_INCLUDE="$$($(RUN) -c 'import tensorflow; print(tensorflow.sysconfig.get_include())')" >/dev/null
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --target kernel_tests
 	@build/sanitize/kernel_test_avx2 200
+
+wheel: $(VENV)/.has-test ## make a wheel with the compiled library inside, for the installed TensorFlow
+	@$(RUN) -m tf_deform wheel
 
 install: $(VENV)/.has-dev $(VENV)/.has-test ## make the virtual environment for development
 	@:

@@ -1,4 +1,7 @@
-"""Builds the compiled library, or says what is there: python -m tf_deform build | info."""
+"""Builds the compiled library, packs it, or says what is there.
+
+python -m tf_deform build | wheel | info
+"""
 
 import argparse
 import os
@@ -6,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 
 import keras
@@ -20,10 +24,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tf_deform", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="compile the library against the installed TensorFlow")
+    packing = commands.add_parser("wheel", help="make a wheel that brings the library along")
+    packing.add_argument("--folder", default="dist", help="where to put it (default: dist)")
     commands.add_parser("info", help="say which versions and which library are there")
-    command = parser.parse_args(arguments).command
+    options = vars(parser.parse_args(arguments))
     try:
-        build() if command == "build" else info()
+        {"build": build, "wheel": wheel, "info": info}[options.pop("command")](**options)
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"The library was not built: {error}")
 
@@ -60,6 +66,30 @@ def build():
         shutil.rmtree(path.parent, ignore_errors=True)
         made.rename(path.parent)  # whole or not at all
     print(f"Built {path}")
+
+
+def wheel(folder):
+    """Makes a wheel of the package with the library for this TensorFlow inside, in the folder."""
+    build()
+    checkout, wheels = compiled.SOURCES.parent, [sys.executable, "-m", "wheel"]
+    shutil.rmtree(checkout / "build" / "lib", ignore_errors=True)  # else it holds deleted files
+    with tempfile.TemporaryDirectory() as made:
+        pip = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", made]
+        subprocess.run([*pip, checkout], check=True)
+        (plain,) = pathlib.Path(made).glob("*.whl")
+        subprocess.run([*wheels, "unpack", "--dest", made, plain], check=True)
+        plain.unlink()
+        (unpacked,) = pathlib.Path(made).glob("tf_deform-*")
+        shutil.copytree(
+            compiled.library_path().parent, unpacked / "tf_deform" / compiled.PACKAGED.name
+        )
+        subprocess.run([*wheels, "pack", "--dest-dir", made, unpacked], check=True)
+        (packed,) = pathlib.Path(made).glob("*.whl")
+        tag = sysconfig.get_platform().replace("-", "_")
+        subprocess.run([*wheels, "tags", "--remove", "--platform-tag", tag, packed], check=True)
+        (tagged,) = pathlib.Path(made).glob("*.whl")
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        print(f"Made {shutil.copy(tagged, folder)}")
 
 
 def _compile(folder):

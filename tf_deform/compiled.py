@@ -29,6 +29,7 @@ except ImportError:  # it is private: without it, models are saved as they were 
 _IMPLEMENTATIONS = ("auto", "portable", "compiled")
 _ENVIRONMENT = "TF_DEFORM_IMPLEMENTATION"
 SOURCES = pathlib.Path(__file__).parents[1] / "custom_ops"
+PACKAGED = pathlib.Path(__file__).parent / "library"  # in a wheel that holds the library
 
 
 class CompiledStatus(NamedTuple):
@@ -138,12 +139,16 @@ def saved_with(name):
 def library_path():
     """Returns where the library for this TensorFlow and these sources is, or would be built.
 
-    It is the user's cache, not the package's folder, which may be read-only and which environments
-    with different versions of TensorFlow may share through a checkout.
+    That is in the package if it came with one. What is built is kept in the user's cache: the
+    package's folder may be read-only, and environments with different versions of TensorFlow may
+    share it through a checkout.
     """
+    name = f"tf_deform_ops_{_minor()}.so"
+    if (PACKAGED / name).exists():
+        return PACKAGED / name
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = f"tensorflow-{tf.__version__}-{_digest_of_sources()}"
-    return pathlib.Path(cache) / "tf_deform" / folder / f"tf_deform_ops_{_minor()}.so"
+    return pathlib.Path(cache) / "tf_deform" / folder / name
 
 
 def instruction_set():
@@ -193,6 +198,7 @@ def _load():
     path = library_path()
     if not path.exists():
         others = {each.name.split("-")[1] for each in path.parents[1].glob("tensorflow-*")}
+        others |= {each.stem.split("_")[-1] for each in PACKAGED.glob("tf_deform_ops_*.so")}
         built = f" (there are some for TensorFlow {', '.join(sorted(others))})" if others else ""
         return None, (
             f"no library for TensorFlow {tf.__version__} and these sources is built{built}: run "
