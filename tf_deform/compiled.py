@@ -112,12 +112,13 @@ def use_implementation(name):
         >>> with use_implementation("portable"):
         ...     pooled = tf.zeros([])  # whatever is traced here holds TensorFlow ops only
     """
+    global _implementation
     previous = _implementation
     set_implementation(name)
     try:
         yield
     finally:
-        set_implementation(previous)
+        _implementation = previous
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
     if interpolation == "bilinear" and compiled.chosen():
         points = tf.stack([placed(*each) for each in zip(axes, table.space, strict=True)], axis=-1)
         points = tf.reshape(points, [batch, queries, 1, 1, len(axes)])
-        out = compiled.weighted_sample(table.values, points)
+        out = compiled.weighted_sample(values, points)
         return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
     taps_of = {"bilinear": _linear_taps, "nearest": _nearest_taps, "bicubic": _cubic_taps}
     taps = [
@@ -189,20 +189,20 @@ def checked_image_index(name, index, rows, images):
 
 
 class Table(NamedTuple):
-    """Images as rows to gather, one row a pixel and group of channels, padded by zeros.
+    """Images that are sampled, and how they lie in a table of rows to gather.
 
-    One pixel of padding before and two after let the four corners of any position in [-1, size]
-    exist: row 0 and the corners of position `size` are zero.
+    A row is a pixel and group of channels. One pixel of zeros before and two after let the four
+    corners of any position in [-1, size] exist: row 0 and the corners of position `size` are zero.
     """
 
-    rows: tf.Tensor  # [images * padded pixels * groups, channels / groups]
+    maps: list[tf.Tensor]  # [images, *space, channels]: one, or several of which each reader has one
     images: int  # this and the following ints may be scalar tensors
     space: list[int]
     channels: int
     groups: int
     strides: list  # in rows, from one image to the next and along each axis
     start: int = 0  # row at which the images begin
-    values: tf.Tensor | None = None  # the images as they were, unless they are several maps
+    map_index: tf.Tensor | None = None  # [readers], if there are several maps
 
     @classmethod
     def of(cls, values, groups):
@@ -213,13 +213,12 @@ class Table(NamedTuple):
                 f"values must have channels divisible by the groups, received {channels} channels "
                 f"and {groups} groups"
             )
-        rows = tf.pad(values, [[0, 0], *[[1, 2]] * len(space), [0, 0]])
-        rows = tf.reshape(rows, [-1, channels // groups])
-        fits = rows.shape[0] is not None and rows.shape[0] < 2**31
+        known = validation.is_static(images, *space, groups)
+        fits = known and images * math.prod(size + 3 for size in space) * groups < 2**31
         strides = [tf.cast(groups, tf.int32 if fits else tf.int64)]
         for size in reversed(space):
             strides.insert(0, strides[0] * tf.cast(size + 3, strides[0].dtype))
-        return cls(rows, images, space, channels, groups, strides, values=values)
+        return cls([values], images, space, channels, groups, strides)
 
     @classmethod
     def of_levels(cls, levels, level_index):
@@ -232,7 +231,8 @@ class Table(NamedTuple):
         dtype = tf.int32 if all(t.strides[0].dtype == tf.int32 for t in tables) else tf.int64
         starts = [tf.zeros([], dtype)]
         for table in tables[:-1]:
-            starts.append(starts[-1] + tf.cast(tf.shape(table.rows)[0], dtype))
+            size = tf.cast(table.images, dtype) * tf.cast(table.strides[0], dtype)
+            starts.append(starts[-1] + size)
 
         def per_row(sizes):
             return tf.gather(tf.stack([tf.cast(size, dtype) for size in sizes]), level_index)
@@ -242,12 +242,21 @@ class Table(NamedTuple):
         ]
         image, *axes = (per_row(each) for each in zip(*(t.strides for t in tables), strict=True))
         return tables[0]._replace(
-            rows=tf.concat([table.rows for table in tables], axis=0),
+            maps=levels,
             space=space,
             strides=[image, *(axis[:, None, None] for axis in axes)],
             start=per_row(starts),
-            values=None,
+            map_index=level_index,
         )
+
+    def rows(self):
+        """Returns `[rows, channels / groups]`: the padded maps, one after the other."""
+        padding = [[0, 0], *[[1, 2]] * len(self.space), [0, 0]]
+        rows = [
+            tf.reshape(tf.pad(each, padding), [-1, self.channels // self.groups])
+            for each in self.maps
+        ]
+        return rows[0] if len(rows) == 1 else tf.concat(rows, axis=0)
 
     def first_rows(self, image_index):
         """Returns `[rows, 1, groups]`: where each image and group begins in the table."""
@@ -261,12 +270,18 @@ class Table(NamedTuple):
 def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
     """Returns `weighted_sample` of a table, under a border rule; takes its arguments unchecked."""
     rows, queries, *_ = validation.sizes(points)
-    if table.values is not None and compiled.chosen():
+    if compiled.chosen():
         points = _positions(points, table)
         if rule != "zeros":
             axes = zip(tf.unstack(points, axis=-1), table.space, strict=True)
             points = tf.stack([place(axis, size, rule) for axis, size in axes], axis=-1)
-        out = compiled.weighted_sample(table.values, points, weights, image_index)
+        out = 0
+        for nth, each in enumerate(table.maps):
+            seen = points
+            if table.map_index is not None:  # who does not read this map is outside of it
+                reads = (table.map_index == nth)[:, None, None, None, None]
+                seen = tf.where(reads, points, tf.constant(float("nan"), points.dtype))
+            out += compiled.weighted_sample(each, seen, weights, image_index)
         return tf.reshape(out, [rows, queries, table.channels])
     return _sample_portable(table, points, weights, image_index, rule)
 
@@ -348,7 +363,7 @@ def _reflect(p, limit, half_pixel):
 
 def _positions(p, table):
     """Returns positions in float32, or in float64 if they or the values are float64."""
-    return tf.cast(p, tf.float64 if tf.float64 in (p.dtype, table.rows.dtype) else tf.float32)
+    return tf.cast(p, tf.float64 if tf.float64 in (p.dtype, table.maps[0].dtype) else tf.float32)
 
 
 def _at_lower_edge(axes):
@@ -369,7 +384,7 @@ def _sum_taps(table, taps, first_row, weights, at_edge):
             (row + cell, weight if product is None else product * weight)
             for (row, product), (cell, weight) in itertools.product(terms, axis)
         ]
-    sum_dtype = tf.float64 if table.rows.dtype == tf.float64 else tf.float32
+    sum_dtype = tf.float64 if table.maps[0].dtype == tf.float64 else tf.float32
     product = tf.cast(tf.stack([product for _, product in terms]), sum_dtype)
     if weights is not None:
         product *= tf.cast(weights, sum_dtype)
@@ -377,7 +392,7 @@ def _sum_taps(table, taps, first_row, weights, at_edge):
     seen = rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows.dtype), rows)
     count = math.prod(rows.shape[:2])
     return gather_sum(
-        table.rows,
+        table.rows(),
         tf.reshape(seen, [count, -1]),
         tf.reshape(product, [count, -1]),
         tf.reshape(rows, [count, -1]),
