@@ -16,7 +16,7 @@ enum class Op : int64_t { kSample, kSampleGradValues, kSampleGradPoints, kConv, 
 enum class Type { kFloat32, kFloat64 };
 using Shape = std::vector<int64_t>;
 
-inline bool IsConv(Op op) { return op == Op::kConv || op == Op::kConvGrad; }
+constexpr bool IsConv(Op op) { return op == Op::kConv || op == Op::kConvGrad; }
 
 struct Call {
   Op op;

@@ -2,6 +2,7 @@
 
 #include "xla.h"
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,33 @@ std::string Attributes(const Call& call) {
                       Array("strides", call.strides), ", ", Array("dilations", call.dilations), "}");
 }
 
+// Where data decide a size, XLA reserves the most that there can be, but calls only what has fixed
+// sizes. Returns the operand with the room that is not used filled: with `fill`.
+xla::XlaOp Filled(xla::XlaOp operand, const xla::Shape& shape, float fill) {
+  for (int64_t axis = 0; axis < shape.dimensions_size(); ++axis) {
+    if (!shape.is_dynamic_dimension(axis)) continue;
+    const xla::XlaOp size = xla::GetDimensionSize(operand, axis);
+    const auto dimensions = shape.dimensions();
+    const xla::XlaOp index = xla::Iota(
+        operand.builder(), xla::ShapeUtil::MakeShape(xla::S32, dimensions), axis);
+    operand = xla::RemoveDynamicDimension(operand, axis);
+    const xla::XlaOp rest = xla::ConvertElementType(
+        xla::ConstantR0<float>(operand.builder(), fill), shape.element_type());
+    operand = xla::Select(xla::Lt(index, xla::Broadcast(size, dimensions)), operand,
+                          xla::Broadcast(rest, dimensions));
+  }
+  return operand;
+}
+
+// Returns `made` with the sizes of `like` that data decide.
+xla::XlaOp Sized(xla::XlaOp made, xla::XlaOp like, const xla::Shape& shape) {
+  for (int64_t axis = 0; axis < shape.dimensions_size(); ++axis) {
+    if (!shape.is_dynamic_dimension(axis)) continue;
+    made = xla::SetDimensionSize(made, xla::GetDimensionSize(like, axis), axis);
+  }
+  return made;
+}
+
 template <Op kOp>
 class XlaKernel : public tensorflow::XlaOpKernel {
  public:
@@ -44,33 +72,54 @@ class XlaKernel : public tensorflow::XlaOpKernel {
     Call call = call_;
     call.type = context->input_type(0) == tensorflow::DT_DOUBLE ? Type::kFloat64 : Type::kFloat32;
     std::vector<xla::XlaOp> operands;
-    std::vector<xla::Shape> shapes;
+    std::vector<xla::Shape> given, shapes;
     for (int i = 0; i < context->num_inputs(); ++i) {
-      const auto sizes = context->InputShape(i).dim_sizes();
-      const Shape shape(sizes.begin(), sizes.end());
-      operands.push_back(context->Input(i));
-      shapes.push_back(Dense(context->input_xla_type(i), shape));
+      const auto found = context->InputXlaShape(i);
+      OP_REQUIRES_OK(context, found.status());
+      OP_REQUIRES(context, CanVary(i, *found), absl::UnimplementedError(kFixed));
+      given.push_back(*found);
+      operands.push_back(Filled(context->Input(i), *found, i == kPositions ? NAN : 0));
+      const Shape sizes(found->dimensions().begin(), found->dimensions().end());
+      shapes.push_back(Dense(found->element_type(), sizes));
       if (i != call.before_input()) {
-        call.inputs.push_back(shape);
-      } else if (shape.size() == 1) {
-        call.before.resize(shape[0]);  // the values come when the program runs
+        call.inputs.push_back(sizes);
+      } else if (sizes.size() == 1) {
+        call.before.resize(sizes[0]);  // the values come when the program runs
       }
     }
     const Plan plan = MakePlan(call);
     OP_REQUIRES(context, plan.error.empty(), absl::InvalidArgumentError(plan.error));
     std::vector<xla::Shape> results;
-    for (const Shape& sizes : plan.outputs) results.push_back(Dense(shapes[0].element_type(), sizes));
+    for (const Shape& sizes : plan.outputs) {
+      results.push_back(Dense(shapes[0].element_type(), sizes));
+    }
     const xla::XlaOp made = xla::CustomCallWithLayout(
         context->builder(), kXlaTarget, operands, xla::ShapeUtil::MakeTupleShape(results), shapes,
         Attributes(call), /*has_side_effect=*/false, /*output_operand_aliasing=*/{},
         /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
         xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
     for (size_t i = 0; i < results.size(); ++i) {
-      context->SetOutput(i, xla::GetTupleElement(made, i));
+      const int like = kFirstLike + i;
+      context->SetOutput(i, Sized(xla::GetTupleElement(made, i), context->Input(like), given[like]));
     }
   }
 
  private:
+  static constexpr int kPositions = IsConv(kOp) ? 2 : 1;  // NaN ones are not sampled
+  // Which input the first output is as long as, along the axes that may vary; others follow.
+  static constexpr int kFirstLike = kOp == Op::kSample || kOp == Op::kSampleGradPoints ? 1 : 0;
+  static constexpr char kFixed[] =
+      "under XLA, data may decide only how many images, rows and queries TfDeform ops have";
+
+  static bool CanVary(int input, const xla::Shape& shape) {
+    for (int64_t axis = 0; axis < shape.dimensions_size(); ++axis) {
+      const bool free = axis == 0 ? !(IsConv(kOp) && input == 1)
+                                  : axis == 1 && !IsConv(kOp) && input > 0;
+      if (shape.is_dynamic_dimension(axis) && !free) return false;
+    }
+    return true;
+  }
+
   // A row-major array, as the kernels take it.
   static xla::Shape Dense(xla::PrimitiveType type, const Shape& sizes) {
     return xla::ShapeUtil::MakeShapeWithDescendingLayout(type, sizes);

@@ -1,5 +1,6 @@
 """The compiled library under XLA: what is compiled holds its ops, and answers as without XLA."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -73,18 +74,49 @@ def test_second_derivatives_go_through_the_portable_form(rng, make):
         assert relative_error(actual, wanted) < TOLERANCE["float64"]
 
 
-def test_sizes_that_data_decide_run_under_xla(rng):
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.95])
+def test_as_many_boxes_as_data_decide(rng, threshold):
     features = tf.constant(rng.normal(size=(2, 7, 6, 3)), tf.float32)
     boxes = tf.constant([[0.3, 0.4, 4.0, 5.0], [1.0, 1.0, 3.0, 2.5], [0.0, 2.0, 5.5, 6.0]])
     scores = tf.constant([0.9, 0.2, 0.7])
 
     def kept(features, boxes, scores):
-        kept = tf.boolean_mask(boxes, scores > 0.5)
+        kept = tf.boolean_mask(boxes, scores > threshold)
         pooled = ops.roi_align(features, kept, tf.ones([tf.shape(kept)[0]], tf.int32), 2)
         return tf.reduce_sum(pooled, axis=0)
 
-    actual = tf.function(kept, jit_compile=True)(features, boxes, scores)
-    assert relative_error(actual, kept(features, boxes, scores)) < TOLERANCE["float32"]
+    def derive(features, boxes, scores):
+        return with_gradients(lambda features: kept(features, boxes, scores))(features)
+
+    jitted = tf.function(derive, jit_compile=True)(features, boxes, scores)
+    for actual, expected in zip(jitted, derive(features, boxes, scores), strict=True):
+        assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+def test_as_many_images_as_data_decide(rng):
+    call, (inputs, kernel, offset, mask) = convolution(rng, "float64")
+
+    def kept(keep, inputs, kernel, offset, mask):
+        return tf.reduce_sum(
+            call(inputs[keep], kernel, offset[keep], mask[keep]) ** 2, axis=[0, 1, 2]
+        )
+
+    for keep in ([True, True], [False, True], [False, False]):
+        derive = with_gradients(functools.partial(kept, tf.constant(keep)))
+        jitted = tf.function(derive, jit_compile=True)(inputs, kernel, offset, mask)
+        plain = derive(inputs, kernel, offset, mask)
+        for actual, expected in zip(jitted, plain, strict=True):
+            assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+def test_images_of_a_size_that_data_decide_are_refused():
+    def cropped(inputs):
+        return ops.sample(tf.boolean_mask(inputs, inputs[0, :, 0] > 0, axis=1), [[[0.5]]])
+
+    inputs = tf.constant([[[1.0], [-1.0], [3.0]]])
+    assert cropped(inputs) == 2.0
+    with pytest.raises(tf.errors.UnimplementedError, match="how many images, rows and queries"):
+        tf.function(cropped, jit_compile=True)(inputs)
 
 
 def test_an_image_that_is_not_there_is_an_error_at_run_time():

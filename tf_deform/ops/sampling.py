@@ -195,7 +195,9 @@ class Table(NamedTuple):
     corners of any position in [-1, size] exist: row 0 and the corners of position `size` are zero.
     """
 
-    maps: list[tf.Tensor]  # [images, *space, channels]: one, or several of which each reader has one
+    maps: list[
+        tf.Tensor
+    ]  # [images, *space, channels]: one, or several of which each reader has one
     images: int  # this and the following ints may be scalar tensors
     space: list[int]
     channels: int
