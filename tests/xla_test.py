@@ -123,7 +123,7 @@ def test_an_image_that_is_not_there_is_an_error_at_run_time():
     boxes, features = [[0.0, 0.0, 2.0, 2.0]], tf.ones([2, 4, 4, 1])
     jitted = tf.function(lambda index: ops.roi_align(features, boxes, index, 2), jit_compile=True)
     assert np.all(jitted(tf.constant([1])) == 1)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="image_index.*received 2"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_index.*received 2"):
         jitted(tf.constant([2]))
 
 

@@ -35,7 +35,7 @@ PACKAGED = pathlib.Path(__file__).parent / "library"  # in a wheel that holds th
 class CompiledStatus(NamedTuple):
     """Whether the compiled library can be used, on which kinds of device, and what to know of it.
 
-    `reason` says why it cannot be used, or what it cannot do; it is "" where there is nothing to say.
+    `reason` says why it cannot be used, or what it cannot do, and is "" otherwise.
     """
 
     available: bool

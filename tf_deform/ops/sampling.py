@@ -197,7 +197,7 @@ class Table(NamedTuple):
 
     maps: list[
         tf.Tensor
-    ]  # [images, *space, channels]: one, or several of which each reader has one
+    ]  # [images, *space, channels]: one, or several with readers each
     images: int  # this and the following ints may be scalar tensors
     space: list[int]
     channels: int
