@@ -27,9 +27,14 @@ def main(arguments=None):
     packing = commands.add_parser("wheel", help="make a wheel that brings the library along")
     packing.add_argument("--folder", default="dist", help="where to put it (default: dist)")
     commands.add_parser("info", help="say which versions and which library are there")
-    options = vars(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
     try:
-        {"build": build, "wheel": wheel, "info": info}[options.pop("command")](**options)
+        if options.command == "build":
+            build()
+        elif options.command == "wheel":
+            wheel(options.folder)
+        else:
+            info()
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"The library was not built: {error}")
 

@@ -195,9 +195,7 @@ class Table(NamedTuple):
     corners of any position in [-1, size] exist: row 0 and the corners of position `size` are zero.
     """
 
-    maps: list[
-        tf.Tensor
-    ]  # [images, *space, channels]: one, or several with readers each
+    maps: list[tf.Tensor]  # [images, *space, channels]: one, or several with readers each
     images: int  # this and the following ints may be scalar tensors
     space: list[int]
     channels: int
