@@ -158,7 +158,7 @@ def run_litert(function, *arrays, free_sizes=False):
 
 
 def run_converted(converter, *arrays):
-    """Returns the first result of what the LiteRT converter makes, with built-in operators alone."""
+    """Returns the first result of what the LiteRT converter makes of built-in operators alone."""
     with warnings.catch_warnings():  # TensorFlow's own interpreter is going to move
         warnings.simplefilter("ignore", UserWarning)
         interpreter = tf.lite.Interpreter(model_content=converter.convert())
