@@ -38,10 +38,14 @@ cc_library(
     includes = ["include"],
 )
 
-# Everything else, and the kernels of TensorFlow's own ops.
+# Everything else: XLA, and the kernels of TensorFlow's own ops.
 cc_library(
     name = "tensorflow",
     srcs = ["libtensorflow_cc.so.2"],
+    includes = [
+        "include/external/farmhash_archive/src",
+        "include/external/highwayhash",
+    ],
     # Sessions and kernels register themselves: nothing names them.
     linkopts = ["-Wl,--no-as-needed"],
     deps = [":framework"],

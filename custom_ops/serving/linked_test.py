@@ -1,4 +1,4 @@
-"""A program with the ops linked in serves a model of custom ops; one without them says what lacks."""
+"""The program with the ops linked in, which Bazel builds."""
 
 import subprocess
 
@@ -9,6 +9,7 @@ import tf_deform as tfd
 
 
 def test_linked_in_ops_serve_what_the_stock_runtime_does_not(tmp_path):
+    """They answer as Keras does; without them the program names what it lacks."""
     images = keras.Input((9, 8, 4), name="images")
     features = tfd.layers.DeformableConv2D(
         6, 3, modulated=True, offset_kernel_initializer="glorot_uniform"
