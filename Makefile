@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test check install format-check lint types format bench ops sanitize wheel \
-	serving soak test-lowest goldens-addons clean
+	serving soak bazel test-lowest goldens-addons clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -79,6 +79,13 @@ serving: $(VENV)/.has-test ## build the C++ program that serves a SavedModel
 
 soak: $(VENV)/.has-demo $(VENV)/.has-test ## put the digits model under load in the C++ program
 	@$(MAKE) --no-print-directory -C custom_ops/serving soak PYTHON=$(abspath $(RUN)) ARGS="$(ARGS)"
+
+bazel: $(VENV)/.has-test ## build the ops and run their tests with Bazel, if it is there
+	@command -v bazel >/dev/null || { echo "Bazel is missing. On Debian or Ubuntu: apt install bazel-bootstrap \
+		bazel-platforms bazel-rules-java bazel-rules-proto bazel-skylib" >&2; exit 1; }
+	@PYTHON_BIN_PATH=$(abspath $(RUN)) bazel test -c opt --test_output=errors \
+		$(if $(wildcard /usr/share/bazel/rules),--config=debian) $(ARGS) \
+		//custom_ops:kernel_test //custom_ops/serving:linked_test //:compiled_test
 
 test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions supported
 	@$(VENV_LOWEST)/bin/python -m tf_deform build

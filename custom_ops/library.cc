@@ -7,6 +7,9 @@
 
 #include "call.h"
 
+// Where the kernels are linked in, as Bazel does, there is nothing to load.
+extern "C" __attribute__((weak, visibility("hidden"))) const tf_deform::Kernels* TfDeformKernels();
+
 namespace tf_deform {
 namespace {
 
@@ -31,6 +34,11 @@ std::string InstructionSet() {
 
 Loaded Load() {
   Loaded loaded;
+  if (TfDeformKernels != nullptr) {
+    loaded.kernels = TfDeformKernels();
+    loaded.instruction_set = "linked in";
+    return loaded;
+  }
   Dl_info own;
   if (!dladdr(reinterpret_cast<void*>(&LoadKernels), &own)) {
     loaded.error = "the library cannot find its own path";

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deform as tfd
-from conftest import TOLERANCE, fractional, gradients, relative_error
+from conftest import TOLERANCE, fractional, gradients, relative_error, run_converted
 from tf_deform import compiled, ops
 
 DTYPES = ("float32", "float64")
@@ -208,34 +208,121 @@ def model_of_layers():
     return keras.Model(inputs, x)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """Returns a model trained with the compiled library, inputs, and the model's outputs."""
+    inputs = np.random.default_rng(0).normal(size=(2, 9, 8, 4)).astype("float32")
+    with tfd.use_implementation("compiled"):
+        model = model_of_layers()
+        model.compile("sgd", "mse", jit_compile=False)
+        model.fit(inputs, np.ones([2, 7, 6, 6]), verbose=0)
+        return model, inputs, model.predict(inputs, verbose=0)
+
+
+SPECS = [tf.TensorSpec([None, 9, 8, 4], name="inputs")]
+
+
 def saved_by_export(model, path):
     model.export(path, verbose=False)
 
 
-def saved_by_export_archive(model, path):
+def saved_by_an_endpoint(model, path):
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serve", model.call, [tf.TensorSpec([None, 9, 8, 4])])
+    archive.add_endpoint("serve", model.call, SPECS)
     archive.write_out(path, verbose=False)
 
 
-def saved_by_tensorflow(model, path):
+def saved_by_track_and_add_endpoint(model, path):
+    archive = keras.export.ExportArchive()
+    archive.track_and_add_endpoint("serve", model, SPECS)
+    archive.write_out(path, verbose=False)
+
+
+def saved_as_a_module(model, path):
     module = tf.Module()
     module.model = model
-    module.serve = tf.function(model.call, input_signature=[tf.TensorSpec([None, 9, 8, 4])])
+    module.serve = tf.function(model.call, input_signature=SPECS)
     assert has_ours(op_types(module.serve, tf.ones([1, 9, 8, 4])))
     tf.saved_model.save(module, path)
 
 
-@pytest.mark.parametrize("save", [saved_by_export, saved_by_export_archive, saved_by_tensorflow])
-def test_what_is_saved_is_portable_and_answers_the_same(tmp_path, rng, save):
-    model = model_of_layers()
-    inputs = rng.normal(size=(2, 9, 8, 4)).astype("float32")
-    expected = model.predict(inputs, verbose=0)
+def saved_with_a_signature(model, path):
+    module = tf.Module()
+    module.model = model
+    module.serve = tf.function(model.call, input_signature=SPECS)
+    module.serve.get_concrete_function()
+    tf.saved_model.save(module, path, signatures=module.serve)
+
+
+SAVES = [
+    saved_by_export,
+    saved_by_an_endpoint,
+    saved_by_track_and_add_endpoint,
+    saved_as_a_module,
+    saved_with_a_signature,
+]
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_what_is_saved_is_portable_and_answers_the_same(tmp_path, trained, save):
+    model, inputs, expected = trained
     save(model, tmp_path)
     assert not has_ours(saved_op_types(tmp_path))
     loaded = tf.saved_model.load(tmp_path)
     actual = loaded.serve(tf.constant(inputs))
+    assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+def saved_with_a_concrete_signature(model, path):
+    module = tf.Module()
+    module.model = model
+    concrete = tf.function(model.call).get_concrete_function(*SPECS)
+    tf.saved_model.save(module, path, signatures={"serving_default": concrete})
+
+
+def saved_by_a_traced_endpoint(model, path):
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    function = tf.function(model.call, input_signature=SPECS)
+    function.get_concrete_function()
+    archive.add_endpoint("serving_default", function)
+    archive.write_out(path, verbose=False)
+
+
+@pytest.mark.parametrize("save", [saved_with_a_concrete_signature, saved_by_a_traced_endpoint])
+def test_what_tensorflow_does_not_trace_anew_is_portable_if_it_was_traced_so(
+    tmp_path, trained, save
+):
+    model, inputs, expected = trained
+    save(model, tmp_path / "compiled")
+    assert has_ours(saved_op_types(tmp_path / "compiled"))
+    with tfd.use_implementation("portable"):
+        save(model, tmp_path / "portable")
+    assert not has_ours(saved_op_types(tmp_path / "portable"))
+    loaded = tf.saved_model.load(tmp_path / "portable")
+    (actual,) = loaded.signatures["serving_default"](tf.constant(inputs)).values()
+    assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+def test_litert_converts_a_keras_model_portably(trained):
+    model, inputs, expected = trained
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    assert relative_error(run_converted(converter, inputs), expected) < TOLERANCE["float32"]
+
+
+def test_litert_takes_a_concrete_function_as_it_was_traced(trained, capfd):
+    model, inputs, expected = trained
+
+    def converter():
+        concrete = tf.function(model.call).get_concrete_function(tf.TensorSpec(inputs.shape))
+        return tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+
+    with pytest.raises(Exception, match="TfDeform>"):
+        converter().convert()
+    capfd.readouterr()  # the converter prints the graph
+    with tfd.use_implementation("portable"):
+        actual = run_converted(converter(), inputs)
     assert relative_error(actual, expected) < TOLERANCE["float32"]
 
 

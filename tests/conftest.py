@@ -152,8 +152,13 @@ def run_litert(function, *arrays, free_sizes=False):
         tf.TensorSpec([*[None] * (each.ndim - 1), each.shape[-1]] if free_sizes else each.shape)
         for each in arrays
     ]
-    concrete = tf.function(function).get_concrete_function(*signature)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    with tfd.use_implementation("portable"):  # a concrete function is converted as it was traced
+        concrete = tf.function(function).get_concrete_function(*signature)
+    return run_converted(tf.lite.TFLiteConverter.from_concrete_functions([concrete]), *arrays)
+
+
+def run_converted(converter, *arrays):
+    """Returns the first result of what the LiteRT converter makes of built-in operators alone."""
     with warnings.catch_warnings():  # TensorFlow's own interpreter is going to move
         warnings.simplefilter("ignore", UserWarning)
         interpreter = tf.lite.Interpreter(model_content=converter.convert())

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error, run_litert
@@ -300,18 +299,12 @@ def test_the_export_holds_the_implementation_asked_for(tmp_path, trained_with, w
     assert relative_error(served.serve(SAMPLES)["regions"], expected) < TOLERANCE["float32"]
 
 
-def test_a_custom_op_in_any_function_is_found_and_nothing_is_left(tmp_path, monkeypatch):
-    save = tf.saved_model.save
-
-    def save_custom_op(module, path, *arguments, **options):
-        save(module, path, *arguments, **options)
-        file = f"{path}/saved_model.pb"
-        saved = saved_model_pb2.SavedModel.FromString(tf.io.read_file(file).numpy())
-        function = saved.meta_graphs[0].graph_def.library.function[-1]
-        function.node_def.add(name="ours", op="TfDeform>Sample")
-        tf.io.write_file(file, saved.SerializeToString())
-
-    monkeypatch.setattr(tf.saved_model, "save", save_custom_op)
-    with pytest.raises(RuntimeError, match="received TfDeform>Sample"):
-        tfd.export_saved_model(two_inputs(), tmp_path / "1")
+def test_a_custom_op_in_a_function_traced_before_is_found_and_nothing_is_left(tmp_path):
+    with tfd.use_implementation("compiled"):
+        sample = tf.function(lambda images: tfd.ops.sample(images, images[:, :4, 0, :2]))
+        traced = sample.get_concrete_function(tf.TensorSpec([None, 9, 7, 3]))
+    inputs = keras.Input((9, 7, 3))
+    model = keras.Model(inputs, keras.layers.Lambda(traced, output_shape=(4, 3))(inputs))
+    with pytest.raises(RuntimeError, match="received TfDeform>WeightedSample: trace"):
+        tfd.export_saved_model(model, tmp_path / "1")
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Exported models in TensorFlow's C++ runtime: outputs, bad requests, load."""
 
 import fcntl
+import importlib
 import os
 import pathlib
 import re
@@ -16,9 +17,12 @@ import tensorflow as tf
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
 from export_test import FAMILIES, SIZES, arguments_of, call
+from tf_deform import compiled
 
-SOURCES = pathlib.Path(__file__).parent.parent / "custom_ops" / "serving"
-REQUESTS = 2000
+ROOT = pathlib.Path(__file__).parent.parent
+SOURCES = ROOT / "custom_ops" / "serving"
+OP_LIBRARY = f"--op_library={compiled.library_path()}"
+REQUESTS = 2000  # `make soak` sends 160,000
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +70,33 @@ def small(tmp_path_factory):
     return folder, model
 
 
+@pytest.fixture(scope="module")
+def custom(small, tmp_path_factory):
+    """Returns the folder of the small model with custom ops."""
+    folder, model = small
+    path = tmp_path_factory.mktemp("custom")
+    tfd.export_saved_model(model, path / "1", implementation="compiled")
+    shutil.copy(folder / "images.npy", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Returns the folder of the digits model, its weights random."""
+    folder = tmp_path_factory.mktemp("digits")
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        model = importlib.import_module("digits_models").build_model("Deformable CNN")
+    finally:
+        sys.path.pop(0)
+    rng = np.random.default_rng(5)
+    for weight in model.weights:
+        weight.assign(weight + 0.1 * rng.random(weight.shape))
+    tfd.export_saved_model(model, folder / "1")
+    np.save(folder / "images.npy", rng.random((64, 32, 32, 1), "float32"))
+    return folder
+
+
 def failure(result):
     """Returns the one line of a run that failed."""
     assert result.returncode == 1, (result.returncode, result.stderr)
@@ -83,10 +114,12 @@ def figures(result):
 # Outputs
 
 
+@pytest.mark.parametrize("wanted", ["portable", "compiled"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outputs_are_those_of_keras(family, serve, tmp_path):
+def test_outputs_are_those_of_keras(family, wanted, serve, tmp_path):
     model = FAMILIES[family]((None, None))
-    tfd.export_saved_model(model, tmp_path / "1")
+    tfd.export_saved_model(model, tmp_path / "1", implementation=wanted)
+    library = [OP_LIBRARY] if wanted == "compiled" else []
     several = len(model.inputs) > 1
     names = [f"inputs_{index}" if several else "inputs" for index in range(len(model.inputs))]
     for size in SIZES:
@@ -94,10 +127,12 @@ def test_outputs_are_those_of_keras(family, serve, tmp_path):
         for name, array in zip(names, arguments, strict=True):
             np.save(tmp_path / f"{name}.npy", array)
         inputs = [f"--input={name}={tmp_path}/{name}.npy" for name in names]
-        result = serve(*inputs, f"--output={tmp_path}/{size}", tmp_path / "1")
+        result = serve(*library, *inputs, f"--output={tmp_path}/{size}", tmp_path / "1")
         assert result.returncode == 0, result.stderr
         actual = np.load(tmp_path / size / f"{model.output_names[0]}.npy")
-        assert relative_error(actual, call(model, arguments)) < TOLERANCE["float32"]
+        with tfd.use_implementation("portable"):
+            expected = call(model, arguments)
+        assert relative_error(actual, expected) < TOLERANCE["float32"]
 
 
 def test_the_signatures_are_listed(serve, small):
@@ -223,22 +258,22 @@ def test_wrong_arguments_print_the_usage(arguments, serve):
     assert result.returncode == 2 and "[FLAGS] MODEL" in result.stderr
 
 
-def test_an_op_library_is_loaded_before_the_model(serve, small, tmp_path):
-    (tmp_path / "hello.cc").write_text(
-        '#include <cstdio>\n__attribute__((constructor)) void Hello() { std::puts("hello"); }\n'
-    )
-    library = tmp_path / "hello.so"
-    subprocess.run(["g++", "-shared", "-fPIC", tmp_path / "hello.cc", "-o", library], check=True)
-    assert serve(f"--op_library={library}", small[0] / "1").stdout.startswith("hello\nserve\n")
+@pytest.mark.parametrize("mode", [[], ["--load"]])
+def test_without_their_library_custom_ops_are_named(mode, serve, custom):
+    result = serve(f"--input=images={custom}/images.npy", *mode, custom / "1")
+    assert result.returncode == 1
+    assert "Op type not registered 'TfDeform>" in (result.stdout if mode else failure(result))
 
 
 # Load
 
 
-def test_many_clients_at_a_time_get_the_bits_that_one_gets(serve, small):
-    folder, _ = small
+@pytest.mark.parametrize("name", ["digits", "custom"])
+def test_many_clients_at_a_time_get_the_bits_that_one_gets(name, serve, request):
+    folder = request.getfixturevalue(name)
+    library = [OP_LIBRARY] if name == "custom" else []
     result = serve(
-        *(f"--input=images={folder}/images.npy", "--load", "--threads=8"),
+        *(*library, f"--input=images={folder}/images.npy", "--load", "--threads=8"),
         *(f"--requests={REQUESTS}", "--malformed=10", folder / "1"),
     )
     assert result.returncode == 0, result.stderr + result.stdout
@@ -270,3 +305,15 @@ def test_failing_requests_are_counted_to_the_end(serve, small, tmp_path):
     assert failure(result) == "serve: the load did not pass\n"
     assert figures(result)["errors"] == 99
     assert "first error: input 'images' must be float [?,8,10,3]" in result.stdout
+
+
+def test_requests_that_fail_inside_the_model_are_counted_to_the_end(serve, small, tmp_path):
+    (tmp_path / "text").write_text("no image")
+    tf.io.write_file(f"{tmp_path}/image", tf.io.encode_png(tf.zeros([8, 10, 3], tf.uint8)))
+    inputs = [f"--input=image_bytes={tmp_path}/{name}" for name in ("text", "image")]
+    signature = ["--signature=serve_image_bytes", "--max_batch=2"]
+    result = serve(*signature, *inputs, "--load", "--requests=99", small[0] / "1")
+    assert failure(result) == "serve: the load did not pass\n"
+    seen = figures(result)
+    assert 0 < seen["errors"] < 99 and seen["latency p50"] > 0
+    assert "first error: Unknown image file format" in result.stdout

@@ -41,9 +41,10 @@ def export_saved_model(
         model: Keras model, built.
         path: folder to write, not there yet or empty; for TensorFlow Serving it is called by a
             version number.
-        implementation: "portable", for stock TensorFlow ops only, or "compiled", for custom ops
-            of a server that links custom_ops or loads the library that `tfd.compiled_status` tells
-            of, built against the same TensorFlow.
+        implementation: "portable", for stock TensorFlow ops only, or "compiled", for custom ops:
+            the server must link them (`//custom_ops:ops`, with Bazel), or load the library that
+            `python -m tf_deform info` names, built against the server's minor version of
+            TensorFlow. It must do so before it loads the model; without them requests fail.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
         image_size: (height, width) in pixels to which `serve_image_bytes` resizes. The model must
