@@ -3,6 +3,7 @@
 #ifndef TF_DEFORM_ROWS_H_
 #define TF_DEFORM_ROWS_H_
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
@@ -56,8 +57,73 @@ inline V MulAdd(V a, V b, V c) {
 
 template <typename T>
 inline typename Vector<T>::Type Broadcast(T value) {
-  return typename Vector<T>::Type{} + value;
+  return value - typename Vector<T>::Type{};  // value + 0 would be an addition: 0 + -0 is 0
 }
+
+// Returns each lane rounded down.
+#if defined(__AVX512F__)
+inline __m512 Floor(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF); }
+inline __m512d Floor(__m512d x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEG_INF); }
+#elif defined(__FMA__)
+inline __m256 Floor(__m256 x) { return _mm256_floor_ps(x); }
+inline __m256d Floor(__m256d x) { return _mm256_floor_pd(x); }
+#else
+template <typename V>
+inline V Floor(V x) {
+  for (size_t lane = 0; lane < sizeof x / sizeof x[0]; ++lane) x[lane] = std::floor(x[lane]);
+  return x;
+}
+#endif
+
+// The first `count` lanes of a vector, fewer than it has: what remains of a row. Nothing beyond them
+// is read or written; the lanes that are not read are 0.
+#if defined(__AVX512F__)
+template <typename T>
+struct Part {
+  explicit Part(int64_t count) : mask((1u << count) - 1) {}
+  static __m512 LoadSome(__mmask16 mask, const float* p) { return _mm512_maskz_loadu_ps(mask, p); }
+  static __m512d LoadSome(__mmask8 mask, const double* p) { return _mm512_maskz_loadu_pd(mask, p); }
+  static void StoreSome(__mmask16 mask, float* p, __m512 x) { _mm512_mask_storeu_ps(p, mask, x); }
+  static void StoreSome(__mmask8 mask, double* p, __m512d x) { _mm512_mask_storeu_pd(p, mask, x); }
+  typename Vector<T>::Type Load(const T* from) const { return LoadSome(mask, from); }
+  void Store(T* to, typename Vector<T>::Type x) const { StoreSome(mask, to, x); }
+
+  std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> mask;
+};
+#else
+template <typename T>
+struct Part {
+  explicit Part(int64_t count) : count(count) {}
+#if defined(__AVX2__)
+  static __m256 LoadSome(__m256i mask, const float* p) { return _mm256_maskload_ps(p, mask); }
+  static __m256d LoadSome(__m256i mask, const double* p) { return _mm256_maskload_pd(p, mask); }
+  typename Vector<T>::Type Load(const T* from) const {
+    alignas(64) static constexpr int64_t kMasks[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+    __m256i mask;
+    std::memcpy(&mask, reinterpret_cast<const T*>(kMasks + 4) - count, sizeof mask);
+    return LoadSome(mask, from);
+  }
+#else
+  typename Vector<T>::Type Load(const T* from) const {
+    typename Vector<T>::Type x = {};
+    for (int64_t lane = 0; lane < Vector<T>::kLanes - 1; ++lane) {
+      if (lane < count) x[lane] = from[lane];
+    }
+    return x;
+  }
+#endif
+  // In two or three pieces: a store under a mask is slow on some processors with AVX2.
+  void Store(T* to, typename Vector<T>::Type x) const {
+    T all[Vector<T>::kLanes];
+    std::memcpy(all, &x, sizeof x);
+    const T* from = all;
+    if (count & 4) std::memcpy(to, from, 4 * sizeof(T)), to += 4, from += 4;
+    if (count & 2) std::memcpy(to, from, 2 * sizeof(T)), to += 2, from += 2;
+    if (count & 1) *to = *from;
+  }
+  int64_t count;
+};
+#endif
 
 // Returns the sum of the lanes.
 template <typename V>
@@ -74,109 +140,99 @@ inline float Total(__m512 vector) { return _mm512_reduce_add_ps(vector); }
 inline double Total(__m512d vector) { return _mm512_reduce_add_pd(vector); }
 #endif
 
+// Calls step(load, store, c) for each vector of channels, and last for what remains. load(from) and
+// store(to, vector) touch the channels of that step alone.
+template <typename T, typename Step>
+inline void ForChannels(int64_t channels, Step&& step) {
+  constexpr int64_t kLanes = Vector<T>::kLanes;
+  const auto load = [](const T* from) { return Load(from); };
+  const auto store = [](T* to, typename Vector<T>::Type x) { Store(to, x); };
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) step(load, store, c);
+  if (c < channels) {
+    const Part<T> part(channels - c);
+    step([&](const T* from) { return part.Load(from); },
+         [&](T* to, typename Vector<T>::Type x) { part.Store(to, x); }, c);
+  }
+}
+
 // The functions that follow take `count` rows; where kCount is not 0, it says that number to the
 // compiler.
+
+// Calls step(i) for each row.
+template <int kCount, typename Step>
+inline void ForRows(int64_t count, Step&& step) {
+  if constexpr (kCount > 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) step(i);
+  } else {
+    for (int64_t i = 0; i < count; ++i) step(i);
+  }
+}
 
 // out[c] = sum over i of weight[i] * values[offset[i] + c]; with `add`, added to out.
 template <int kCount, typename T>
 inline void SumRows(const T* __restrict__ values, const int64_t* offset, const T* weight,
                     int64_t count, int64_t channels, bool add, T* __restrict__ out) {
   constexpr int64_t kLanes = Vector<T>::kLanes;
-  if (kCount) count = kCount;
-  int64_t c = 0;
-  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
+  int64_t begin = 0;
+  for (; begin + 4 * kLanes <= channels; begin += 4 * kLanes) {
     typename Vector<T>::Type sum[4] = {};
     if (add) {
-      for (int j = 0; j < 4; ++j) sum[j] = Load(out + c + j * kLanes);
+      for (int j = 0; j < 4; ++j) sum[j] = Load(out + begin + j * kLanes);
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const T* row = values + offset[i] + c;
+    ForRows<kCount>(count, [&](int64_t i) {
+      const T* row = values + offset[i] + begin;
       const auto w = Broadcast(weight[i]);
       for (int j = 0; j < 4; ++j) sum[j] = MulAdd(Load(row + j * kLanes), w, sum[j]);
-    }
-    for (int j = 0; j < 4; ++j) Store(out + c + j * kLanes, sum[j]);
+    });
+    for (int j = 0; j < 4; ++j) Store(out + begin + j * kLanes, sum[j]);
   }
-  for (; c + kLanes <= channels; c += kLanes) {
+  values += begin, out += begin;
+  ForChannels<T>(channels - begin, [&](auto load, auto store, int64_t c) {
     typename Vector<T>::Type sum = {};
-    if (add) sum = Load(out + c);
-    for (int64_t i = 0; i < count; ++i) {
-      sum = MulAdd(Load(values + offset[i] + c), Broadcast(weight[i]), sum);
-    }
-    Store(out + c, sum);
-  }
-  for (; c < channels; ++c) {
-    T sum = add ? out[c] : T(0);
-    for (int64_t i = 0; i < count; ++i) sum += values[offset[i] + c] * weight[i];
-    out[c] = sum;
-  }
-}
-
-// out[c] = the sample of channel c that the corners make, times a factor.
-template <typename AnyCorners, typename T>
-inline void SumOfCorners(const AnyCorners& corners, T factor, const T* __restrict__ values,
-                         int64_t channels, T* __restrict__ out) {
-  constexpr int kMost = AnyCorners::kMost;
-  T weight[kMost];
-  if (corners.count == kMost && corners.reads) {
-    for (int i = 0; i < kMost; ++i) weight[i] = corners.weight[i] * factor;
-    SumRows<kMost>(values, corners.offset, weight, kMost, channels, false, out);
-  } else {
-    const int count = corners.reads ? corners.count : 0;
-    for (int i = 0; i < count; ++i) weight[i] = corners.weight[i] * factor;
-    SumRows<0>(values, corners.offset, weight, count, channels, false, out);
-  }
+    if (add) sum = load(out + c);
+    ForRows<kCount>(count, [&](int64_t i) {
+      sum = MulAdd(load(values + offset[i] + c), Broadcast(weight[i]), sum);
+    });
+    store(out + c, sum);
+  });
 }
 
 // dot[i] = sum over c of values[offset[i] + c] * row[c], for at most eight i.
 template <int kCount, typename T>
 inline void DotRows(const T* __restrict__ values, const int64_t* offset, int64_t count,
                     const T* __restrict__ row, int64_t channels, T* dot) {
-  constexpr int64_t kLanes = Vector<T>::kLanes;
-  if (kCount) count = kCount;
   typename Vector<T>::Type sums[kCount ? kCount : 8] = {};
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    const auto part = Load(row + c);
-    for (int64_t i = 0; i < count; ++i) {
-      sums[i] = MulAdd(Load(values + offset[i] + c), part, sums[i]);
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    T sum = c > 0 ? Total(sums[i]) : T(0);
-    for (int64_t rest = c; rest < channels; ++rest) sum += values[offset[i] + rest] * row[rest];
-    dot[i] = sum;
-  }
+  ForChannels<T>(channels, [&](auto load, auto, int64_t c) {
+    const auto part = load(row + c);
+    ForRows<kCount>(count, [&](int64_t i) {
+      sums[i] = MulAdd(load(values + offset[i] + c), part, sums[i]);
+    });
+  });
+  ForRows<kCount>(count, [&](int64_t i) { dot[i] = Total(sums[i]); });
 }
 
 // values[offset[i] + c] += weight[i] * row[c]; the offsets differ.
 template <int kCount, typename T>
 inline void AddRows(const T* __restrict__ row, const int64_t* offset, const T* weight,
                     int64_t count, int64_t channels, T* __restrict__ values) {
-  constexpr int64_t kLanes = Vector<T>::kLanes;
-  if (kCount) count = kCount;
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    const auto part = Load(row + c);
-    for (int64_t i = 0; i < count; ++i) {
+  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
+    const auto part = load(row + c);
+    ForRows<kCount>(count, [&](int64_t i) {
       T* to = values + offset[i] + c;
-      Store(to, MulAdd(part, Broadcast(weight[i]), Load<T>(to)));
-    }
-  }
-  for (; c < channels; ++c) {
-    for (int64_t i = 0; i < count; ++i) values[offset[i] + c] += weight[i] * row[c];
-  }
+      store(to, MulAdd(part, Broadcast(weight[i]), load(to)));
+    });
+  });
 }
 
 // out[c] += a[c] * b[c].
 template <typename T>
 inline void AddProduct(const T* __restrict__ a, const T* __restrict__ b, int64_t channels,
                        T* __restrict__ out) {
-  constexpr int64_t kLanes = Vector<T>::kLanes;
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    Store(out + c, MulAdd(Load(a + c), Load(b + c), Load<T>(out + c)));
-  }
-  for (; c < channels; ++c) out[c] += a[c] * b[c];
+  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
+    store(out + c, MulAdd(load(a + c), load(b + c), load(out + c)));
+  });
 }
 
 }  // namespace

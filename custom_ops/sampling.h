@@ -17,6 +17,33 @@
 
 namespace tf_deform {
 
+// On which side a corner is along an axis, 0 or 1: its number's bits, the first axis highest.
+template <int kRank>
+TF_DEFORM_INLINE constexpr int Side(int corner, int axis) {
+  return corner >> (kRank - 1 - axis) & 1;
+}
+
+// The weight of a corner. along: of both sides of each axis, 1 - fraction and fraction. T may be a
+// vector.
+template <int kRank, typename T>
+TF_DEFORM_INLINE T CornerWeight(int corner, const T (*along)[2]) {
+  T weight = along[0][Side<kRank>(corner, 0)];
+  TF_DEFORM_UNROLL
+  for (int axis = 1; axis < kRank; ++axis) weight *= along[axis][Side<kRank>(corner, axis)];
+  return weight;
+}
+
+// The derivative of a corner's weight to the coordinate along an axis.
+template <int kRank, typename T>
+TF_DEFORM_INLINE T CornerSlope(int corner, int axis, const T (*along)[2]) {
+  T slope = Side<kRank>(corner, axis) ? T{} + 1 : T{} - 1;
+  TF_DEFORM_UNROLL
+  for (int other = 0; other < kRank; ++other) {
+    if (other != axis) slope *= along[other][Side<kRank>(corner, other)];
+  }
+  return slope;
+}
+
 // An image's axes. Strides are in elements.
 template <typename T, int kRank>
 struct Space {
@@ -25,14 +52,24 @@ struct Space {
     for (int axis = kRank - 1; axis >= 0; --axis) {
       size[axis] = sizes[axis];
       limit[axis] = static_cast<T>(sizes[axis]);
+      last[axis] = static_cast<T>(sizes[axis] - 2);
+      if (static_cast<int64_t>(last[axis]) > sizes[axis] - 2) {
+        last[axis] = std::nextafter(last[axis], T(0));
+      }
       stride[axis] = elements;
       elements *= sizes[axis];
+    }
+    for (int each = 0; each < 1 << kRank; ++each) {
+      corner[each] = 0;
+      for (int axis = 0; axis < kRank; ++axis) corner[each] += Side<kRank>(each, axis) * stride[axis];
     }
   }
 
   int64_t size[kRank], stride[kRank];
-  T limit[kRank];    // the sizes
-  int64_t elements;  // of the image
+  T limit[kRank];              // the sizes
+  T last[kRank];               // a pixel up to here has another one after it
+  int64_t corner[1 << kRank];  // from the first corner to each
+  int64_t elements;            // of the image
 };
 
 // The pixels around a point. Those outside the image are left out, never multiplied by 0, so that
@@ -48,29 +85,17 @@ struct Corners {
   T slope[kMost][kRank];  // derivatives of the weight to the coordinates
 };
 
-// Sets offset, weight and slope number `at` to those of a corner, whose bits are the sides along the
-// axes, the first axis highest. lower: the first corner's offset. fraction: how far the point is.
+// Sets number `at` to a corner. lower: the first corner's offset. along: as in CornerWeight.
 template <typename T, int kRank, bool kSlopes>
 TF_DEFORM_INLINE void SetCorner(const Space<T, kRank>& space, int corner, int64_t lower,
-                                const T* fraction, int at, Corners<T, kRank, kSlopes>* corners) {
-  const auto side = [&](int axis) { return corner >> (kRank - 1 - axis) & 1; };
-  const auto along = [&](int axis) { return side(axis) ? fraction[axis] : T(1) - fraction[axis]; };
-  int64_t offset = lower;
-  T weight = along(0);
+                                const T (*along)[2], int at, Corners<T, kRank, kSlopes>* corners) {
+  corners->offset[at] = lower + space.corner[corner];
+  corners->weight[at] = CornerWeight<kRank>(corner, along);
+  if (!kSlopes) return;
   TF_DEFORM_UNROLL
   for (int axis = 0; axis < kRank; ++axis) {
-    offset += side(axis) ? space.stride[axis] : 0;
-    if (axis > 0) weight *= along(axis);
-    if (!kSlopes) continue;
-    T slope = side(axis) ? T(1) : T(-1);
-    TF_DEFORM_UNROLL
-    for (int other = 0; other < kRank; ++other) {
-      if (other != axis) slope *= along(other);
-    }
-    corners->slope[at][axis] = slope;
+    corners->slope[at][axis] = CornerSlope<kRank>(corner, axis, along);
   }
-  corners->offset[at] = offset;
-  corners->weight[at] = weight;
 }
 
 // Finds the corners of a point under the zeros rule: a sample reads where -1 < p < size. At p = -1
@@ -81,7 +106,7 @@ TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
                                   Corners<T, kRank, kSlopes>* corners) {
   constexpr int kMost = 1 << kRank;
   int64_t index[kRank];
-  T fraction[kRank];
+  T along[kRank][2];
   int64_t lower = 0;
   bool interior = true;
   bool reads = true;
@@ -94,7 +119,8 @@ TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
     if (!(p >= T(-1)) || !(p < space.limit[axis])) return;
     const T floor = std::floor(p);
     index[axis] = static_cast<int64_t>(floor);
-    fraction[axis] = p - floor;
+    along[axis][1] = p - floor;
+    along[axis][0] = T(1) - along[axis][1];
     lower += index[axis] * space.stride[axis];
     interior = interior && index[axis] >= 0 && index[axis] + 1 < space.size[axis];
     reads = reads && p > T(-1);
@@ -102,7 +128,7 @@ TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
   if (interior) {
     TF_DEFORM_UNROLL
     for (int corner = 0; corner < kMost; ++corner) {
-      SetCorner(space, corner, lower, fraction, corner, corners);
+      SetCorner(space, corner, lower, along, corner, corners);
     }
     corners->count = kMost;
     corners->reads = true;
@@ -111,10 +137,10 @@ TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
   for (int corner = 0; corner < kMost; ++corner) {
     bool exists = true;
     for (int axis = 0; axis < kRank; ++axis) {
-      const int64_t at = index[axis] + (corner >> (kRank - 1 - axis) & 1);
+      const int64_t at = index[axis] + Side<kRank>(corner, axis);
       exists = exists && at >= 0 && at < space.size[axis];
     }
-    if (exists) SetCorner(space, corner, lower, fraction, corners->count++, corners);
+    if (exists) SetCorner(space, corner, lower, along, corners->count++, corners);
   }
   corners->reads = reads && corners->count > 0;
 }

@@ -1,0 +1,131 @@
+// Where many points lie in an image: their corners and weights are found in vectors, and read one
+// point at a time.
+
+#ifndef TF_DEFORM_CELLS_H_
+#define TF_DEFORM_CELLS_H_
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "rows.h"
+#include "sampling.h"
+
+namespace tf_deform {
+namespace {
+
+// Up to kSize points: set position and factor, and call Find.
+template <typename T, int kRank>
+struct Cells {
+  static constexpr int64_t kSize = 64;
+  static constexpr int kMost = 1 << kRank;
+  using Lanes = typename Vector<T>::Type;
+  using Flags = decltype(Lanes{} < Lanes{});
+
+  void Find(const Space<T, kRank>& space, int64_t count) {
+    constexpr int64_t kLanes = Vector<T>::kLanes;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Lanes along[kRank][2];
+      Flags all = Flags{} - 1;
+      for (int axis = 0; axis < kRank; ++axis) {
+        const Lanes point = Load(position[axis] + i);
+        const Lanes floor = Floor(point);
+        along[axis][1] = point - floor;
+        along[axis][0] = 1 - along[axis][1];
+        all &= (floor >= 0) & (floor <= space.last[axis]);
+        Store(lower[axis] + i, floor);
+        Store(fraction[axis] + i, along[axis][1]);
+      }
+#pragma GCC unroll 8
+      for (int corner = 0; corner < kMost; ++corner) {
+        Store(weight[corner] + i, CornerWeight<kRank>(corner, along) * Load(factor + i));
+      }
+      std::memcpy(interior + i, &all, sizeof all);
+    }
+  }
+
+  // The offset of the first corner of an interior point.
+  int64_t Lower(const Space<T, kRank>& space, int64_t i) const {
+    int64_t offset = 0;
+    for (int axis = 0; axis < kRank; ++axis) {
+      offset += static_cast<int64_t>(lower[axis][i]) * space.stride[axis];
+    }
+    return offset;
+  }
+
+  // The corners of any point; slow.
+  template <bool kSlopes>
+  void Corner(const Space<T, kRank>& space, int64_t i, Corners<T, kRank, kSlopes>* corners) const {
+    T point[kRank];
+    for (int axis = 0; axis < kRank; ++axis) point[axis] = position[axis][i];
+    FindCorners(point, space, corners);
+  }
+
+  alignas(64) T position[kRank][kSize] = {};
+  alignas(64) T factor[kSize] = {};  // of the sample
+  // Set by Find. Where all corners exist, interior is not 0; the weights hold the factor.
+  alignas(64) T lower[kRank][kSize], fraction[kRank][kSize], weight[kMost][kSize];
+  alignas(64) std::conditional_t<sizeof(T) == 4, int32_t, int64_t> interior[kSize];
+};
+
+// out[c] = the sample of channel c at a cell, times its factor.
+template <typename T, int kRank>
+inline void Sample(const Cells<T, kRank>& cells, const Space<T, kRank>& space, int64_t i,
+                   const T* __restrict__ values, int64_t channels, T* __restrict__ out) {
+  constexpr int kMost = 1 << kRank;
+  T weight[kMost];
+  if (cells.interior[i]) {
+    for (int corner = 0; corner < kMost; ++corner) weight[corner] = cells.weight[corner][i];
+    SumRows<kMost>(values + cells.Lower(space, i), space.corner, weight, kMost, channels, false,
+                   out);
+    return;
+  }
+  Corners<T, kRank, false> corners;
+  cells.Corner(space, i, &corners);
+  const int count = corners.reads ? corners.count : 0;
+  for (int each = 0; each < count; ++each) weight[each] = corners.weight[each] * cells.factor[i];
+  SumRows<0>(values, corners.offset, weight, count, channels, false, out);
+}
+
+// The gradients of samples at cells, from their corners' dot products with what is upstream: to the
+// coordinates, and at number kRank to the factor. For interior points alone.
+template <typename T, int kRank>
+inline void PointGradients(const Cells<T, kRank>& cells, int64_t count,
+                           const T (*dot)[Cells<T, kRank>::kSize],
+                           T (*gradient)[Cells<T, kRank>::kSize]) {
+  for (int64_t i = 0; i < count; i += Vector<T>::kLanes) {
+    typename Vector<T>::Type along[kRank][2], sum[kRank + 1] = {};
+    for (int axis = 0; axis < kRank; ++axis) {
+      along[axis][1] = Load(cells.fraction[axis] + i);
+      along[axis][0] = 1 - along[axis][1];
+    }
+#pragma GCC unroll 8
+    for (int corner = 0; corner < 1 << kRank; ++corner) {
+      const auto part = Load(dot[corner] + i);
+      for (int axis = 0; axis < kRank; ++axis) {
+        sum[axis] += CornerSlope<kRank>(corner, axis, along) * part;
+      }
+      sum[kRank] += CornerWeight<kRank>(corner, along) * part;
+    }
+    const auto factor = Load(cells.factor + i);
+    for (int axis = 0; axis < kRank; ++axis) Store(gradient[axis] + i, sum[axis] * factor);
+    Store(gradient[kRank] + i, sum[kRank]);
+  }
+}
+
+// The same for the corners of one point, whatever it is. gradient: [kRank + 1].
+template <typename T, int kRank>
+inline void PointGradient(const Corners<T, kRank>& corners, T factor, const T* dot, T* gradient) {
+  T sum[kRank + 1] = {};
+  for (int i = 0; i < corners.count; ++i) {
+    for (int axis = 0; axis < kRank; ++axis) sum[axis] += corners.slope[i][axis] * dot[i];
+    sum[kRank] += corners.weight[i] * dot[i];
+  }
+  for (int axis = 0; axis < kRank; ++axis) gradient[axis] = corners.count ? sum[axis] * factor : T(0);
+  gradient[kRank] = corners.reads ? sum[kRank] : T(0);
+}
+
+}  // namespace
+}  // namespace tf_deform
+
+#endif  // TF_DEFORM_CELLS_H_
