@@ -17,8 +17,8 @@
 namespace tf_deform {
 namespace {
 
-constexpr int64_t kTile = 96;           // output pixels, whole blocks of any instruction set
-constexpr int64_t kInnerBytes = 1280;   // of the samples of a pixel that are multiplied at once
+constexpr int64_t kTile = 144;          // output pixels, whole blocks of any instruction set
+constexpr int64_t kInnerBytes = 2048;   // of the samples of a pixel that are multiplied at once
 constexpr int64_t kLine = 32;           // channels that an owner has at least
 constexpr int64_t kOwners = 4;          // that a backward pass has, if it has the channels
 constexpr int64_t kMostBlocks = 16;     // of images

@@ -56,10 +56,12 @@ inline void StoreBlock(const Sums& sums, int64_t columns, bool add, T* out, int6
   }
 }
 
-// As many blocks of kRows rows by one panel as fit, then of half as many.
+// As many blocks of kRows rows by one panel as fit, then of fewer rows. Not inlined: the innermost
+// loop needs all registers.
 template <int kRows, bool kTransposed, typename T>
-inline void MultiplyPanel(const T* a, int64_t stride, int64_t rows, int64_t inner, const T* panel,
-                          int64_t columns, bool add, T* out, int64_t out_stride) {
+__attribute__((noinline)) void MultiplyPanel(const T* a, int64_t stride, int64_t rows,
+                                             int64_t inner, const T* panel, int64_t columns,
+                                             bool add, T* out, int64_t out_stride) {
   for (; rows >= kRows; rows -= kRows, out += kRows * out_stride) {
     typename Vector<T>::Type sums[kRows][2] = {};
     const T* b = panel;
@@ -78,8 +80,11 @@ inline void MultiplyPanel(const T* a, int64_t stride, int64_t rows, int64_t inne
     a += kTransposed ? kRows : kRows * stride;
   }
   if constexpr (kRows > 1) {
-    MultiplyPanel<kRows / 2, kTransposed>(a, stride, rows, inner, panel, columns, add, out,
-                                          out_stride);
+    constexpr int kFewer = kRows > 8 ? 8 : kRows > 4 ? 4 : kRows / 2;
+    if (rows > 0) {
+      MultiplyPanel<kFewer, kTransposed>(a, stride, rows, inner, panel, columns, add, out,
+                                         out_stride);
+    }
   }
 }
 
