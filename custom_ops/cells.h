@@ -4,6 +4,7 @@
 #ifndef TF_DEFORM_CELLS_H_
 #define TF_DEFORM_CELLS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -76,15 +77,17 @@ inline void Sample(const Cells<T, kRank>& cells, const Space<T, kRank>& space, i
   T weight[kMost];
   if (cells.interior[i]) {
     for (int corner = 0; corner < kMost; ++corner) weight[corner] = cells.weight[corner][i];
-    SumRows<kMost>(values + cells.Lower(space, i), space.corner, weight, kMost, channels, false,
-                   out);
+    SumRows<kMost>(values + cells.Lower(space, i), space.corner, weight, 0, channels, false, out);
     return;
   }
   Corners<T, kRank, false> corners;
   cells.Corner(space, i, &corners);
   const int count = corners.reads ? corners.count : 0;
   for (int each = 0; each < count; ++each) weight[each] = corners.weight[each] * cells.factor[i];
-  SumRows<0>(values, corners.offset, weight, count, channels, false, out);
+  if (count == 0) std::fill(out, out + channels, T(0));
+  WithConstant<kMost>(count, [&](auto constant) {
+    SumRows<constant>(values, corners.offset, weight, 0, channels, false, out);
+  });
 }
 
 // The gradients of samples at cells, from their corners' dot products with what is upstream: to the

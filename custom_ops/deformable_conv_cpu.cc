@@ -261,22 +261,22 @@ inline void BackwardRows(const T* __restrict__ values, const int64_t* offset, co
     });
     store(columns + c, sum);
   });
-  ForRows<kCount>(0, [&](int64_t i) { dot[i] = Total(dots[i]); });
+  Totals<kCount>(dots, dot);
 }
 
-// The same of a depthwise convolution, with what is upstream and the tap's kernel for the gradient.
+// The same of a depthwise convolution, whose gradient is what is upstream times the tap's kernel.
 template <int kCount, typename T>
 inline void DepthwiseBackwardRows(const T* __restrict__ values, const int64_t* offset,
-                                  const T* weight, int64_t count, const T* __restrict__ upstream,
+                                  const T* weight, const T* __restrict__ upstream,
                                   const T* __restrict__ kernel, int64_t channels,
                                   T* __restrict__ values_gradient, T* __restrict__ kernel_gradient,
                                   T* dot) {
-  typename Vector<T>::Type dots[kCount ? kCount : 8] = {};
+  typename Vector<T>::Type dots[kCount] = {};
   ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
     const auto above = load(upstream + c);
     const auto part = above * load(kernel + c);
     typename Vector<T>::Type sum = {};
-    ForRows<kCount>(count, [&](int64_t i) {
+    ForRows<kCount>(0, [&](int64_t i) {
       const auto value = load(values + offset[i] + c);
       const auto w = Broadcast(weight[i]);
       sum = MulAdd(value, w, sum);
@@ -286,7 +286,7 @@ inline void DepthwiseBackwardRows(const T* __restrict__ values, const int64_t* o
     });
     store(kernel_gradient + c, MulAdd(sum, above, load(kernel_gradient + c)));
   });
-  ForRows<kCount>(count, [&](int64_t i) { dot[i] = Total(dots[i]); });
+  Totals<kCount>(dots, dot);
 }
 
 // out[c] = sum over the taps of kernel[tap, c] * sample of tap[c]; with `add`, added to out. A tap's
@@ -516,8 +516,9 @@ class Convolution {
                     const T* gradient, T* share) const;
   void DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count, const T* gradient,
                              T* share) const;
-  template <typename Visit>
-  void BackwardChunk(const Chunk& chunk, int64_t tap, int64_t taps, T* share, Visit&& visit) const;
+  template <typename Visit, typename Nothing>
+  void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Visit&& visit,
+                     Nothing&& nothing) const;
   void SumPoints(int64_t per_moved, int64_t point, const T* partial, int64_t slice_stride,
                  T* offset_gradient, T* mask_gradient) const;
 
@@ -528,46 +529,48 @@ class Convolution {
   std::vector<int64_t> tap_;  // [taps, rank]: positions relative to the output pixel's
 };
 
-// Calls visit(constant, cell, point, tap, from, offset, weight, read, count, dot) for every cell: it
-// adds to what it owns, for the corners at from + offset[i], of which the first `read` are read with
-// their weights, and sets dot[i] of all. The constant is kMost for interior points, or else 0. The
-// gradients of the points are written to share, [points, all taps, rank + 1].
+// Calls visit(constant, point, tap, from, offset, weight, reads, dot) for every cell with corners:
+// it adds to what it owns, for as many corners as the constant says, at from + offset[i], and sets
+// dot[i]; where it does not read, it only does the latter. nothing(point, tap) is called for a cell
+// without corners. The gradients of the points are written to share, [points, all taps, rank + 1].
 template <typename T, int kRank>
-template <typename Visit>
-void Convolution<T, kRank>::BackwardChunk(const Chunk& chunk, int64_t tap, int64_t taps, T* share,
-                                          Visit&& visit) const {
+template <typename Visit, typename Nothing>
+void Convolution<T, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Visit&& visit,
+                                          Nothing&& nothing) const {
   const Found& cells = chunk.cells;
+  const int64_t stride = plan_.taps * (kRank + 1);  // of share, from point to point
   alignas(64) T dots[kMost][Found::kSize];
   alignas(64) T gradients[kRank + 1][Found::kSize];
-  const auto share_of = [&](int64_t cell) {
-    return share + (cell / taps * plan_.taps + tap + cell % taps) * (kRank + 1);
-  };
-  T weight[kMost], dot[8];
+  T weight[kMost], dot[kMost];
   int64_t cell = 0;
   for (int64_t point = 0; point < chunk.points; ++point) {
     const int64_t image = chunk.image[point] * space_.elements;
-    for (int64_t each = 0; each < taps; ++each, ++cell) {
+    for (int64_t tap = 0; tap < taps; ++tap, ++cell) {
       if (cells.interior[cell]) {
         for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
-        visit(std::integral_constant<int, kMost>(), point, each,
-              image + cells.Lower(space_, cell), space_.corner, weight, kMost, kMost, dot);
+        visit(std::integral_constant<int, kMost>(), point, tap, image + cells.Lower(space_, cell),
+              space_.corner, weight, true, dot);
         for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
         continue;
       }
       Corners<T, kRank> corners;
       cells.Corner(space_, cell, &corners);
-      const int read = corners.reads ? corners.count : 0;
-      for (int i = 0; i < read; ++i) weight[i] = corners.weight[i] * cells.factor[cell];
-      visit(std::integral_constant<int, 0>(), point, each, image, corners.offset, weight, read,
-            corners.count, dot);
-      PointGradient(corners, cells.factor[cell], dot, share_of(cell));
+      for (int i = 0; i < corners.count; ++i) weight[i] = corners.weight[i] * cells.factor[cell];
+      if (corners.count == 0) nothing(point, tap);
+      WithConstant<kMost>(corners.count, [&](auto count) {
+        visit(count, point, tap, image, corners.offset, weight, corners.reads, dot);
+      });
+      PointGradient(corners, cells.factor[cell], dot, share + point * stride + tap * (kRank + 1));
     }
   }
   PointGradients(cells, cell, dots, gradients);
-  for (int64_t each = 0; each < cell; ++each) {
-    if (!cells.interior[each]) continue;
-    T* to = share_of(each);
-    for (int axis = 0; axis <= kRank; ++axis) to[axis] = gradients[axis][each];
+  cell = 0;
+  for (int64_t point = 0; point < chunk.points; ++point) {
+    T* to = share + point * stride;
+    for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += kRank + 1) {
+      if (!cells.interior[cell]) continue;
+      for (int axis = 0; axis <= kRank; ++axis) to[axis] = gradients[axis][cell];
+    }
   }
 }
 
@@ -587,22 +590,27 @@ void Convolution<T, kRank>::BackwardTile(const Owner& owner, const Products<T>& 
                              owner.columns_gradient, stride);
     ForChunks(first, count, owner.moved, tap, taps, [&](const Chunk& chunk) {
       const int64_t start = chunk.first - first;
-      BackwardChunk(chunk, tap, taps, share + start * plan_.taps * (kRank + 1),
-                    [&](auto most, int64_t point, int64_t each, int64_t from, const int64_t* offset,
-                        const T* weight, int read, int corners, T* dot) {
-        const int64_t column = (start + point) * stride + each * width;
-        const T* part = owner.columns_gradient + column;
-        const T* values = inputs_ + from + slice.begin;
-        T* values_gradient = owner.inputs_gradient + from + slice.begin;
-        if constexpr (most > 0) {
-          BackwardRows<most>(values, offset, weight, part, width, owner.columns + column,
-                             values_gradient, dot);
-        } else {
-          SumRows<0>(values, offset, weight, read, width, false, owner.columns + column);
-          AddRows<0>(part, offset, weight, read, width, values_gradient);
-          DotRows<0>(values, offset, corners, part, width, dot);
-        }
-      });
+      const auto column_of = [&](int64_t point, int64_t each) {
+        return (start + point) * stride + each * width;
+      };
+      BackwardChunk(
+          chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
+          [&](auto corners, int64_t point, int64_t each, int64_t from, const int64_t* offset,
+              const T* weight, bool reads, T* dot) {
+            const int64_t column = column_of(point, each);
+            const T* part = owner.columns_gradient + column;
+            const T* values = inputs_ + from + slice.begin;
+            if (reads) {
+              BackwardRows<corners>(values, offset, weight, part, width, owner.columns + column,
+                                    owner.inputs_gradient + from + slice.begin, dot);
+            } else {
+              std::fill_n(owner.columns + column, width, T(0));
+              DotRows<corners>(values, offset, part, width, dot);
+            }
+          },
+          [&](int64_t point, int64_t each) {
+            std::fill_n(owner.columns + column_of(point, each), width, T(0));
+          });
     });
     products.AddKernelGradient(slice, tap, taps, owner.columns, stride, owner.packed_gradient,
                                count, owner.kernel_gradient);
@@ -618,22 +626,24 @@ void Convolution<T, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t fi
     const int64_t taps = std::min(Found::kSize, plan_.taps - tap);
     ForChunks(first, count, owner.moved, tap, taps, [&](const Chunk& chunk) {
       const int64_t start = chunk.first - first;
-      BackwardChunk(chunk, tap, taps, share + start * plan_.taps * (kRank + 1),
-                    [&](auto most, int64_t point, int64_t each, int64_t from, const int64_t* offset,
-                        const T* weight, int read, int corners, T* dot) {
-        const T* upstream = gradient + (start + point) * sizes_.filters + channel;
-        const int64_t filter = (tap + each) * sizes_.filters + channel;
-        const T* values = inputs_ + from + channel;
-        if (read == corners) {
-          DepthwiseBackwardRows<most>(values, offset, weight, read, upstream, kernel_ + filter,
-                                      width, owner.inputs_gradient + from + channel,
-                                      owner.kernel_gradient + filter, dot);
-        } else {  // on the lower edge, where nothing is read but the gradient
-          std::fill(owner.columns, owner.columns + width, T(0));
-          AddProduct(upstream, kernel_ + filter, width, owner.columns);
-          DotRows<0>(values, offset, corners, owner.columns, width, dot);
-        }
-      });
+      BackwardChunk(
+          chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
+          [&](auto corners, int64_t point, int64_t each, int64_t from, const int64_t* offset,
+              const T* weight, bool reads, T* dot) {
+            const T* upstream = gradient + (start + point) * sizes_.filters + channel;
+            const int64_t filter = (tap + each) * sizes_.filters + channel;
+            const T* values = inputs_ + from + channel;
+            if (reads) {
+              DepthwiseBackwardRows<corners>(values, offset, weight, upstream, kernel_ + filter,
+                                             width, owner.inputs_gradient + from + channel,
+                                             owner.kernel_gradient + filter, dot);
+            } else {
+              std::fill_n(owner.columns, width, T(0));
+              AddProduct(upstream, kernel_ + filter, width, owner.columns);
+              DotRows<corners>(values, offset, owner.columns, width, dot);
+            }
+          },
+          [](int64_t, int64_t) {});
     });
   }
 }

@@ -140,6 +140,21 @@ inline float Total(__m512 vector) { return _mm512_reduce_add_ps(vector); }
 inline double Total(__m512d vector) { return _mm512_reduce_add_pd(vector); }
 #endif
 
+// totals[i] = the sum of the lanes of vectors[i].
+template <int kCount, typename T>
+inline void Totals(const typename Vector<T>::Type* vectors, T* totals) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) totals[i] = Total(vectors[i]);
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <>
+inline void Totals<4, float>(const __m256* vectors, float* totals) {
+  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(vectors[0], vectors[1]),
+                                       _mm256_hadd_ps(vectors[2], vectors[3]));
+  _mm_storeu_ps(totals, _mm256_castps256_ps128(halves) + _mm256_extractf128_ps(halves, 1));
+}
+#endif
+
 // Calls step(load, store, c) for each vector of channels, and last for what remains. load(from) and
 // store(to, vector) touch the channels of that step alone.
 template <typename T, typename Step>
@@ -156,8 +171,18 @@ inline void ForChannels(int64_t channels, Step&& step) {
   }
 }
 
-// The functions that follow take `count` rows; where kCount is not 0, it says that number to the
-// compiler.
+// Calls call(constant) with the constant that `count` is: kMost, or half of it, and so on. A point has
+// as many corners, or none: then nothing is called.
+template <int kMost, typename Call>
+inline void WithConstant(int count, Call&& call) {
+  if (count == kMost) {
+    call(std::integral_constant<int, kMost>());
+  } else if constexpr (kMost > 1) {
+    WithConstant<kMost / 2>(count, call);
+  }
+}
+
+// The functions that follow take kCount rows, or `count` rows where kCount is 0.
 
 // Calls step(i) for each row.
 template <int kCount, typename Step>
@@ -199,27 +224,25 @@ inline void SumRows(const T* __restrict__ values, const int64_t* offset, const T
   });
 }
 
-// dot[i] = sum over c of values[offset[i] + c] * row[c], for at most eight i.
+// dot[i] = sum over c of values[offset[i] + c] * row[c].
 template <int kCount, typename T>
-inline void DotRows(const T* __restrict__ values, const int64_t* offset, int64_t count,
-                    const T* __restrict__ row, int64_t channels, T* dot) {
-  typename Vector<T>::Type sums[kCount ? kCount : 8] = {};
+inline void DotRows(const T* __restrict__ values, const int64_t* offset, const T* __restrict__ row,
+                    int64_t channels, T* dot) {
+  typename Vector<T>::Type sums[kCount] = {};
   ForChannels<T>(channels, [&](auto load, auto, int64_t c) {
     const auto part = load(row + c);
-    ForRows<kCount>(count, [&](int64_t i) {
-      sums[i] = MulAdd(load(values + offset[i] + c), part, sums[i]);
-    });
+    ForRows<kCount>(0, [&](int64_t i) { sums[i] = MulAdd(load(values + offset[i] + c), part, sums[i]); });
   });
-  ForRows<kCount>(count, [&](int64_t i) { dot[i] = Total(sums[i]); });
+  Totals<kCount>(sums, dot);
 }
 
 // values[offset[i] + c] += weight[i] * row[c]; the offsets differ.
 template <int kCount, typename T>
 inline void AddRows(const T* __restrict__ row, const int64_t* offset, const T* weight,
-                    int64_t count, int64_t channels, T* __restrict__ values) {
+                    int64_t channels, T* __restrict__ values) {
   ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
     const auto part = load(row + c);
-    ForRows<kCount>(count, [&](int64_t i) {
+    ForRows<kCount>(0, [&](int64_t i) {
       T* to = values + offset[i] + c;
       store(to, MulAdd(part, Broadcast(weight[i]), load(to)));
     });

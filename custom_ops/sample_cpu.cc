@@ -172,7 +172,7 @@ inline void AddToCorners(const Cells<T, kRank>& cells, const Space<T, kRank>& sp
   T weight[kMost];
   if (cells.interior[cell]) {
     for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
-    AddRows<kMost>(upstream, space.corner, weight, kMost, channels,
+    AddRows<kMost>(upstream, space.corner, weight, channels,
                    values_gradient + cells.Lower(space, cell));
     return;
   }
@@ -180,7 +180,9 @@ inline void AddToCorners(const Cells<T, kRank>& cells, const Space<T, kRank>& sp
   cells.Corner(space, cell, &corners);
   if (!corners.reads) return;
   for (int i = 0; i < corners.count; ++i) weight[i] = corners.weight[i] * cells.factor[cell];
-  AddRows<0>(upstream, corners.offset, weight, corners.count, channels, values_gradient);
+  WithConstant<kMost>(corners.count, [&](auto count) {
+    AddRows<count>(upstream, corners.offset, weight, channels, values_gradient);
+  });
 }
 
 // Each image's slice of channels has one owner, who adds in the order of the points: the sums do
@@ -269,14 +271,15 @@ void SampleGradPoints(const Pool& pool, const SampleSizes& sizes, const T* value
         const T* upstream = gradient + (sample + each) * width;
         for (int64_t cell = each * count; cell < (each + 1) * count; ++cell) {
           if (cells.interior[cell]) {
-            DotRows<kMost>(from + cells.Lower(space, cell), space.corner, kMost, upstream, width,
-                           dot);
+            DotRows<kMost>(from + cells.Lower(space, cell), space.corner, upstream, width, dot);
             for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
             continue;
           }
           Corners<T, kRank> corners;
           cells.Corner(space, cell, &corners);
-          DotRows<0>(from, corners.offset, corners.count, upstream, width, dot);
+          WithConstant<kMost>(corners.count, [&](auto count) {
+            DotRows<count>(from, corners.offset, upstream, width, dot);
+          });
           PointGradient(corners, cells.factor[cell], dot, one);
           write(cell, one);
         }
