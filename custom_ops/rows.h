@@ -91,17 +91,44 @@ struct Part {
   std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> mask;
 };
 #else
+// In pieces of 4, 2 and 1: with AVX2, loads and stores under a mask are slow on some processors.
 template <typename T>
 struct Part {
   explicit Part(int64_t count) : count(count) {}
 #if defined(__AVX2__)
-  static __m256 LoadSome(__m256i mask, const float* p) { return _mm256_maskload_ps(p, mask); }
-  static __m256d LoadSome(__m256i mask, const double* p) { return _mm256_maskload_pd(p, mask); }
-  typename Vector<T>::Type Load(const T* from) const {
-    alignas(64) static constexpr int64_t kMasks[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
-    __m256i mask;
-    std::memcpy(&mask, reinterpret_cast<const T*>(kMasks + 4) - count, sizeof mask);
-    return LoadSome(mask, from);
+  static __m128 LoadHalf(const float* p, int64_t n) {
+    if (n == 0) return _mm_setzero_ps();
+    const __m128 low = n & 2 ? _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p)))
+                             : _mm_load_ss(p);
+    if (n == 3) return _mm_movelh_ps(low, _mm_load_ss(p + 2));
+    return low;
+  }
+  static void StoreHalf(float* p, __m128 x, int64_t n) {
+    if (n & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), x);
+      x = _mm_movehl_ps(x, x);
+      p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, x);
+  }
+  __m256 Load(const float* p) const {
+    if (count < 4) return _mm256_zextps128_ps256(LoadHalf(p, count));
+    const __m256 low = _mm256_zextps128_ps256(_mm_loadu_ps(p));
+    return count == 4 ? low : _mm256_insertf128_ps(low, LoadHalf(p + 4, count - 4), 1);
+  }
+  void Store(float* p, __m256 x) const {
+    if (count < 4) return StoreHalf(p, _mm256_castps256_ps128(x), count);
+    _mm_storeu_ps(p, _mm256_castps256_ps128(x));
+    StoreHalf(p + 4, _mm256_extractf128_ps(x, 1), count - 4);
+  }
+  __m256d Load(const double* p) const {
+    const __m256d low = _mm256_zextpd128_pd256(count & 2 ? _mm_loadu_pd(p) : _mm_load_sd(p));
+    return count == 3 ? _mm256_insertf128_pd(low, _mm_load_sd(p + 2), 1) : low;
+  }
+  void Store(double* p, __m256d x) const {
+    if (count == 1) return _mm_store_sd(p, _mm256_castpd256_pd128(x));
+    _mm_storeu_pd(p, _mm256_castpd256_pd128(x));
+    if (count == 3) _mm_store_sd(p + 2, _mm256_extractf128_pd(x, 1));
   }
 #else
   typename Vector<T>::Type Load(const T* from) const {
@@ -111,16 +138,12 @@ struct Part {
     }
     return x;
   }
-#endif
-  // In two or three pieces: a store under a mask is slow on some processors with AVX2.
   void Store(T* to, typename Vector<T>::Type x) const {
-    T all[Vector<T>::kLanes];
-    std::memcpy(all, &x, sizeof x);
-    const T* from = all;
-    if (count & 4) std::memcpy(to, from, 4 * sizeof(T)), to += 4, from += 4;
-    if (count & 2) std::memcpy(to, from, 2 * sizeof(T)), to += 2, from += 2;
-    if (count & 1) *to = *from;
+    for (int64_t lane = 0; lane < Vector<T>::kLanes - 1; ++lane) {
+      if (lane < count) to[lane] = x[lane];
+    }
   }
+#endif
   int64_t count;
 };
 #endif
@@ -163,6 +186,7 @@ inline void ForChannels(int64_t channels, Step&& step) {
   const auto load = [](const T* from) { return Load(from); };
   const auto store = [](T* to, typename Vector<T>::Type x) { Store(to, x); };
   int64_t c = 0;
+#pragma GCC unroll 2
   for (; c + kLanes <= channels; c += kLanes) step(load, store, c);
   if (c < channels) {
     const Part<T> part(channels - c);

@@ -200,11 +200,15 @@ void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* point
   const int64_t many = std::min(lines, (kOwners + others - 1) / others);
   const int64_t slice = kLine * ((lines + many - 1) / many);
   const int64_t slices = (width + slice - 1) / slice;
-  const int64_t pixels = sizes.images * space.elements / sizes.channels;
-  ParallelFor(pool, pixels, sizes.channels / 4 + 1, [&](int64_t begin, int64_t end) {
-    std::fill(values_gradient + begin * sizes.channels, values_gradient + end * sizes.channels,
-              T(0));
-  });
+  const auto clear = [&](int64_t image) {
+    std::fill_n(values_gradient + image * space.elements, space.elements, T(0));
+  };
+  const bool whole = sizes.groups == 1 && slices == 1;  // an owner has the whole image
+  if (!whole) {
+    ParallelFor(pool, sizes.images, space.elements / 4 + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) clear(image);
+    });
+  }
   const int64_t cost = sizes.rows * sizes.queries * sizes.points * (20 + (slice << kRank) / 4) /
                            std::max<int64_t>(1, sizes.images) + 1000;
   ParallelFor(pool, sizes.images * sizes.groups * slices, cost, [&](int64_t begin, int64_t end) {
@@ -216,6 +220,7 @@ void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* point
       const int64_t low = group * width + owner % slices * slice;
       const int64_t kept = std::min(slice, (group + 1) * width - low);
       T* to = values_gradient + image * space.elements + low;
+      if (whole) clear(image);
       int64_t count = 0;
       const auto add = [&] {
         cells.Find(space, count);
