@@ -20,7 +20,8 @@ namespace {
 constexpr int64_t kTile = 144;          // output pixels, whole blocks of any instruction set
 constexpr int64_t kInnerBytes = 2048;   // of the samples of a pixel that are multiplied at once
 constexpr int64_t kLine = 32;           // channels that an owner has at least
-constexpr int64_t kOwners = 4;          // that a backward pass has, if it has the channels
+constexpr int64_t kWidest = 128;        // channels that an owner has at most
+constexpr int64_t kOwners = 2;          // that a backward pass has, if it has the channels
 constexpr int64_t kMostBlocks = 16;     // of images
 constexpr int64_t kPartialBytes = int64_t{1} << 20;  // of point gradients, each block
 constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all blocks
@@ -112,14 +113,14 @@ struct Plan {
   int64_t group_channels, group_filters, moved_channels;
 };
 
-// Slices of [begin, end) about as wide as wanted, whole lines, and at most as wide as kInnerBytes.
+// Cuts [begin, end) into slices of whole lines, nearly as wide as each other and not wider than
+// wanted, nor than kInnerBytes.
 template <typename T>
 void AddSlices(const Plan<T>& plan, int64_t begin, int64_t end, int64_t wanted,
                std::vector<Slice>* slices) {
-  constexpr int64_t kMost = kInnerBytes / sizeof(T) / kLine;
+  const int64_t most = std::min<int64_t>(wanted, kInnerBytes / sizeof(T)) / kLine;
   const int64_t lines = CeilOfRatio(end - begin, kLine);
-  const int64_t many = std::max(std::min(wanted, lines), CeilOfRatio(lines, kMost));
-  const int64_t width = kLine * CeilOfRatio(lines, many);
+  const int64_t width = kLine * CeilOfRatio(lines, CeilOfRatio(lines, std::max<int64_t>(1, most)));
   for (; begin < end; begin += width) {
     slices->push_back(plan.SliceOf(begin, std::min(begin + width, end)));
   }
@@ -356,7 +357,7 @@ class Convolution {
   void Forward(const Pool& pool, T* out) const {
     const int64_t points = sizes_.batch * plan_.pixels;
     std::vector<Slice> slices;
-    if (!plan_.depthwise()) AddSlices(plan_, 0, sizes_.channels, 1, &slices);
+    if (!plan_.depthwise()) AddSlices(plan_, 0, sizes_.channels, sizes_.channels, &slices);
     Products<T> products(plan_, &slices, false);
     const Buffer<T> packed(products.packed_size());
     if (!plan_.depthwise()) products.PackKernel(pool, slices, kernel_, packed.get());
@@ -682,10 +683,12 @@ void Convolution<T, kRank>::Backward(const Pool& pool, const T* gradient, T* inp
   const int64_t images = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, most));  // a block has
   const int64_t blocks = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, images));
   const int64_t block_points = images * plan_.pixels;
+  const int64_t others = blocks * sizes_.deformable_groups;
+  const int64_t wanted = std::min(kWidest, CeilOfRatio(plan_.moved_channels * others, kOwners));
   std::vector<Slice> slices;
   for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
     AddSlices(plan_, moved * plan_.moved_channels, (moved + 1) * plan_.moved_channels,
-              CeilOfRatio(kOwners, blocks * sizes_.deformable_groups), &slices);
+              wanted, &slices);
   }
   const int64_t per_moved = slices.size() / sizes_.deformable_groups;
   const int64_t owners = blocks * slices.size();

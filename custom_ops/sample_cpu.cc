@@ -13,7 +13,8 @@ namespace tf_deform {
 namespace {
 
 constexpr int64_t kLine = 32;   // channels that one owner has at least
-constexpr int64_t kOwners = 4;  // that there are at least, if there are the channels
+constexpr int64_t kWidest = 128;  // channels that one owner has at most
+constexpr int64_t kOwners = 2;    // that there are at least, if there are the channels
 
 // Where a call samples. A sample is what a query has for one group of channels; the samples and the
 // points of each follow one another in memory.
@@ -196,9 +197,8 @@ void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* point
   const RowsOfImages rows(sizes, image_index);
   const int64_t width = places.width;
   const int64_t others = std::max<int64_t>(1, sizes.images * sizes.groups);
-  const int64_t lines = (width + kLine - 1) / kLine;
-  const int64_t many = std::min(lines, (kOwners + others - 1) / others);
-  const int64_t slice = kLine * ((lines + many - 1) / many);
+  const int64_t owned = std::clamp<int64_t>(width * others / kOwners, 1, std::min(width, kWidest));
+  const int64_t slice = (owned + kLine - 1) / kLine * kLine;
   const int64_t slices = (width + slice - 1) / slice;
   const auto clear = [&](int64_t image) {
     std::fill_n(values_gradient + image * space.elements, space.elements, T(0));
