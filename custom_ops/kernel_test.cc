@@ -221,11 +221,11 @@ void TestSample(bool hostile) {
   for (int axis = 0; axis < s.sizes.rank; ++axis) s.sizes.space[axis] = Draw(hostile ? 0 : 1, 5);
   s.sizes.images = Draw(1, 3);
   s.sizes.groups = Draw(1, 3);
-  s.sizes.channels = s.sizes.groups * (Draw(0, 1) ? Draw(1, 4) : Draw(15, 70));
+  s.sizes.channels = s.sizes.groups * (Draw(0, 1) ? Draw(1, 8) : Draw(9, 300 / s.sizes.groups));
   const bool indexed = Draw(0, 1);
   s.sizes.rows = indexed ? Draw(0, 5) : s.sizes.images;
   s.sizes.queries = Draw(0, 4);
-  s.sizes.points = Draw(1, Draw(0, 3) ? 3 : 40);
+  s.sizes.points = Draw(1, Draw(0, 3) ? 3 : 150);  // 64 are found at once
   if (indexed) {
     for (int64_t row = 0; row < s.sizes.rows; ++row) s.index.push_back(Draw(0, s.sizes.images - 1));
   }
@@ -268,17 +268,17 @@ void TestSample(bool hostile) {
   }
 }
 
-template <typename T>
-void TestConv(bool hostile) {
-  Convolving<T> s;
-  ConvSizes& z = s.sizes;
+// Draws the sizes of a convolution about where the kernels cut: tiles of 144 output pixels, 64 taps,
+// slices of 128 and 256 or 512 channels, panels of 8 to 32 filters, blocks of 6 or 12 rows.
+void DrawSizes(bool hostile, ConvSizes* sizes) {
+  ConvSizes& z = *sizes;
   z = {};
   z.rank = Draw(1, 3);
-  const int rank = z.rank;
-  for (int axis = 0; axis < rank; ++axis) {
+  const int large = z.rank == 1 ? Draw(0, 5) : 0;  // 1: the output, 2: the kernel, 3: the channels
+  for (int axis = 0; axis < z.rank; ++axis) {
     z.space[axis] = Draw(hostile ? 0 : 1, 6);
-    z.output[axis] = Draw(hostile ? 0 : 1, rank == 1 ? 150 : 5);
-    z.kernel[axis] = Draw(1, 3);
+    z.output[axis] = large == 1 ? Draw(140, 300) : Draw(hostile ? 0 : 1, 5);
+    z.kernel[axis] = large == 2 ? Draw(60, 70) : Draw(1, 3);
     z.strides[axis] = Draw(1, 2);
     z.dilations[axis] = Draw(1, 2);
     z.before[axis] = Draw(0, 2);
@@ -286,10 +286,18 @@ void TestConv(bool hostile) {
   z.batch = Draw(hostile ? 0 : 1, 3);
   z.deformable_groups = Draw(1, 3);
   const int kind = Draw(0, 2);  // dense, grouped, depthwise
-  const int64_t each = Draw(0, 2) ? Draw(1, 4) : Draw(16, 40);
+  const int64_t each = large == 3 ? Draw(100, 300) : Draw(0, 2) ? Draw(1, 8) : Draw(9, 40);
   z.groups = kind == 0 ? 1 : kind == 1 ? Draw(2, 3) : z.deformable_groups * each;
   z.channels = kind == 2 ? z.groups : z.deformable_groups * z.groups * each;
-  z.filters = kind == 2 ? z.groups * (Draw(0, 3) ? 1 : 2) : z.groups * Draw(1, 5);
+  z.filters = kind == 2 ? z.groups * (Draw(0, 3) ? 1 : 2) : z.groups * (Draw(0, 2) ? Draw(1, 5) : Draw(6, 70));
+}
+
+template <typename T>
+void TestConv(bool hostile) {
+  Convolving<T> s;
+  ConvSizes& z = s.sizes;
+  DrawSizes(hostile, &z);
+  const int rank = z.rank;
   const int64_t pixels = Product(z.output, rank), taps = Product(z.kernel, rank);
   s.inputs = Normal<T>(z.batch * Product(z.space, rank) * z.channels);
   s.kernel = Normal<T>(taps * z.channels / z.groups * z.filters);

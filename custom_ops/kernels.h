@@ -81,6 +81,8 @@ template <typename T>
 void SetSampleKernels(TypedKernels<T>* kernels);
 template <typename T>
 void SetConvKernels(TypedKernels<T>* kernels);
+template <typename T>
+void SetConvGradKernels(TypedKernels<T>* kernels);
 
 }  // namespace tf_deform
 

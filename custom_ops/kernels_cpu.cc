@@ -9,6 +9,8 @@ extern "C" __attribute__((visibility("default"))) const tf_deform::Kernels* TfDe
     tf_deform::SetSampleKernels(&table.f64);
     tf_deform::SetConvKernels(&table.f32);
     tf_deform::SetConvKernels(&table.f64);
+    tf_deform::SetConvGradKernels(&table.f32);
+    tf_deform::SetConvGradKernels(&table.f64);
     return table;
   }();
   return &kernels;

@@ -1,0 +1,359 @@
+// The gradients of the deformable convolution on the CPU: tile by tile the samples are found again.
+
+#include <type_traits>
+
+#include "deformable_conv_cpu.h"
+
+namespace tf_deform {
+namespace {
+
+constexpr int64_t kWidest = 128;    // channels that an owner has at most
+constexpr int64_t kOwners = 2;      // that there are at least, if there are the channels
+constexpr int64_t kMostBlocks = 16;  // of images
+constexpr int64_t kPartialBytes = int64_t{1} << 20;  // of point gradients, each block
+constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all blocks
+
+// What a tap needs of its channels, in one pass over them: its sample into columns, the dot products
+// of its corners with the gradient, and the gradient added to the corners. kCount corners.
+template <int kCount, typename T>
+inline void BackwardRows(const T* __restrict__ values, const int64_t* offset, const T* weight,
+                         const T* __restrict__ gradient, int64_t channels, T* __restrict__ columns,
+                         T* __restrict__ values_gradient, T* dot) {
+  typename Vector<T>::Type dots[kCount] = {};
+  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
+    const auto part = load(gradient + c);
+    typename Vector<T>::Type sum = {};
+    ForRows<kCount>(0, [&](int64_t i) {
+      const auto value = load(values + offset[i] + c);
+      const auto w = Broadcast(weight[i]);
+      sum = MulAdd(value, w, sum);
+      dots[i] = MulAdd(value, part, dots[i]);
+      T* to = values_gradient + offset[i] + c;
+      store(to, MulAdd(part, w, load(to)));
+    });
+    store(columns + c, sum);
+  });
+  Totals<kCount>(dots, dot);
+}
+
+// The same of a depthwise convolution, whose gradient is what is upstream times the tap's kernel.
+template <int kCount, typename T>
+inline void DepthwiseBackwardRows(const T* __restrict__ values, const int64_t* offset,
+                                  const T* weight, const T* __restrict__ upstream,
+                                  const T* __restrict__ kernel, int64_t channels,
+                                  T* __restrict__ values_gradient, T* __restrict__ kernel_gradient,
+                                  T* dot) {
+  typename Vector<T>::Type dots[kCount] = {};
+  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
+    const auto above = load(upstream + c);
+    const auto part = above * load(kernel + c);
+    typename Vector<T>::Type sum = {};
+    ForRows<kCount>(0, [&](int64_t i) {
+      const auto value = load(values + offset[i] + c);
+      const auto w = Broadcast(weight[i]);
+      sum = MulAdd(value, w, sum);
+      dots[i] = MulAdd(value, part, dots[i]);
+      T* to = values_gradient + offset[i] + c;
+      store(to, MulAdd(part, w, load(to)));
+    });
+    store(kernel_gradient + c, MulAdd(sum, above, load(kernel_gradient + c)));
+  });
+  Totals<kCount>(dots, dot);
+}
+
+template <typename T, int kRank>
+class Gradient : Taps<T, kRank> {
+ public:
+  Gradient(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset,
+           const T* mask)
+      : Base(sizes, inputs, kernel, offset, mask) {}
+
+  void Run(const Pool& pool, const T* gradient, T* inputs_gradient, T* kernel_gradient,
+           T* offset_gradient, T* mask_gradient) const;
+
+ private:
+  using Base = Taps<T, kRank>;
+  using typename Base::Chunk;
+  using typename Base::Found;
+  using Base::kMost;
+
+  // What an owner works with in the backward pass: its slice of channels, and the buffers.
+  struct Owner {
+    const Slice& slice;
+    int64_t moved;
+    const T* packed;                   // the kernel, transposed
+    T *columns, *columns_gradient, *packed_gradient;
+    int64_t stride, taps;              // of both columns: their rows', and how many at once
+    T *inputs_gradient, *kernel_gradient;
+  };
+
+  void BackwardTile(const Owner& owner, const Products<T>& products, int64_t first, int64_t count,
+                    const T* gradient, T* share) const;
+  void DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count, const T* gradient,
+                             T* share) const;
+  template <typename Visit, typename Nothing>
+  void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Visit&& visit,
+                     Nothing&& nothing) const;
+  void SumPoints(int64_t per_moved, int64_t point, const T* partial, int64_t slice_stride,
+                 T* offset_gradient, T* mask_gradient) const;
+
+  using Base::inputs_;
+  using Base::kernel_;
+  using Base::plan_;
+  using Base::sizes_;
+  using Base::space_;
+};
+
+// Calls visit(constant, point, tap, from, offset, weight, reads, dot) for every cell with corners:
+// it adds to what it owns, for as many corners as the constant says, at from + offset[i], and sets
+// dot[i]; where it does not read, it only does the latter. nothing(point, tap) is called for a cell
+// without corners. The gradients of the points are written to share, [points, all taps, rank + 1].
+template <typename T, int kRank>
+template <typename Visit, typename Nothing>
+void Gradient<T, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Visit&& visit,
+                                          Nothing&& nothing) const {
+  const Found& cells = chunk.cells;
+  const int64_t stride = plan_.taps * (kRank + 1);  // of share, from point to point
+  alignas(64) T dots[kMost][Found::kSize];
+  alignas(64) T gradients[kRank + 1][Found::kSize];
+  T weight[kMost], dot[kMost];
+  int64_t cell = 0;
+  for (int64_t point = 0; point < chunk.points; ++point) {
+    const int64_t image = chunk.image[point] * space_.elements;
+    for (int64_t tap = 0; tap < taps; ++tap, ++cell) {
+      if (cells.interior[cell]) {
+        for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
+        visit(std::integral_constant<int, kMost>(), point, tap, image + cells.Lower(space_, cell),
+              space_.corner, weight, true, dot);
+        for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
+        continue;
+      }
+      Corners<T, kRank> corners;
+      cells.Corner(space_, cell, &corners);
+      for (int i = 0; i < corners.count; ++i) weight[i] = corners.weight[i] * cells.factor[cell];
+      if (corners.count == 0) nothing(point, tap);
+      WithConstant<kMost>(corners.count, [&](auto count) {
+        visit(count, point, tap, image, corners.offset, weight, corners.reads, dot);
+      });
+      PointGradient(corners, cells.factor[cell], dot, share + point * stride + tap * (kRank + 1));
+    }
+  }
+  PointGradients(cells, cell, dots, gradients);
+  cell = 0;
+  for (int64_t point = 0; point < chunk.points; ++point) {
+    T* to = share + point * stride;
+    for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += kRank + 1) {
+      if (!cells.interior[cell]) continue;
+      for (int axis = 0; axis <= kRank; ++axis) to[axis] = gradients[axis][cell];
+    }
+  }
+}
+
+// share: [count, taps, rank + 1].
+template <typename T, int kRank>
+void Gradient<T, kRank>::BackwardTile(const Owner& owner, const Products<T>& products,
+                                         int64_t first, int64_t count, const T* gradient,
+                                         T* share) const {
+  const Slice& slice = owner.slice;
+  const int64_t width = slice.width();
+  const int64_t stride = owner.stride;
+  products.PackGradient(slice, gradient, count, owner.packed_gradient);
+  for (int64_t tap = 0; tap < plan_.taps; tap += owner.taps) {
+    const int64_t taps = std::min(owner.taps, plan_.taps - tap);
+    products.ColumnsGradient(slice, tap, taps, owner.packed, gradient, count,
+                             owner.columns_gradient, stride);
+    this->ForChunks(first, count, owner.moved, tap, taps, [&](const Chunk& chunk) {
+      const int64_t start = chunk.first - first;
+      const auto column_of = [&](int64_t point, int64_t each) {
+        return (start + point) * stride + each * width;
+      };
+      BackwardChunk(
+          chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
+          [&](auto corners, int64_t point, int64_t each, int64_t from, const int64_t* offset,
+              const T* weight, bool reads, T* dot) {
+            const int64_t column = column_of(point, each);
+            const T* part = owner.columns_gradient + column;
+            const T* values = inputs_ + from + slice.begin;
+            if (reads) {
+              BackwardRows<corners>(values, offset, weight, part, width, owner.columns + column,
+                                    owner.inputs_gradient + from + slice.begin, dot);
+            } else {
+              std::fill_n(owner.columns + column, width, T(0));
+              DotRows<corners>(values, offset, part, width, dot);
+            }
+          },
+          [&](int64_t point, int64_t each) {
+            std::fill_n(owner.columns + column_of(point, each), width, T(0));
+          });
+    });
+    products.AddKernelGradient(slice, tap, taps, owner.columns, stride, owner.packed_gradient,
+                               count, owner.kernel_gradient);
+  }
+}
+
+template <typename T, int kRank>
+void Gradient<T, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count,
+                                                  const T* gradient, T* share) const {
+  const int64_t channel = owner.slice.begin;
+  const int64_t width = owner.slice.width();
+  for (int64_t tap = 0; tap < plan_.taps; tap += Found::kSize) {
+    const int64_t taps = std::min(Found::kSize, plan_.taps - tap);
+    this->ForChunks(first, count, owner.moved, tap, taps, [&](const Chunk& chunk) {
+      const int64_t start = chunk.first - first;
+      BackwardChunk(
+          chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
+          [&](auto corners, int64_t point, int64_t each, int64_t from, const int64_t* offset,
+              const T* weight, bool reads, T* dot) {
+            const T* upstream = gradient + (start + point) * sizes_.filters + channel;
+            const int64_t filter = (tap + each) * sizes_.filters + channel;
+            const T* values = inputs_ + from + channel;
+            if (reads) {
+              DepthwiseBackwardRows<corners>(values, offset, weight, upstream, kernel_ + filter,
+                                             width, owner.inputs_gradient + from + channel,
+                                             owner.kernel_gradient + filter, dot);
+            } else {
+              std::fill_n(owner.columns, width, T(0));
+              AddProduct(upstream, kernel_ + filter, width, owner.columns);
+              DotRows<corners>(values, offset, owner.columns, width, dot);
+            }
+          },
+          [](int64_t, int64_t) {});
+    });
+  }
+}
+
+// Sums the slices' shares of one output pixel's gradients, in their order; each deformable group
+// has per_moved. partial: of the first slice, [taps, rank + 1]; the next slice's is at slice_stride.
+template <typename T, int kRank>
+void Gradient<T, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* partial,
+                                      int64_t slice_stride, T* offset_gradient,
+                                      T* mask_gradient) const {
+  for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
+    const T* share = partial + moved * per_moved * slice_stride;
+    const int64_t at = (point * sizes_.deformable_groups + moved) * plan_.taps;
+    for (int64_t tap = 0; tap < plan_.taps; ++tap, share += kRank + 1) {
+      for (int axis = 0; axis <= kRank; ++axis) {
+        T sum = share[axis];
+        for (int64_t nth = 1; nth < per_moved; ++nth) sum += share[nth * slice_stride + axis];
+        if (axis < kRank) {
+          offset_gradient[(at + tap) * kRank + axis] = sum;
+        } else if (mask_gradient) {
+          mask_gradient[at + tap] = sum;
+        }
+      }
+    }
+  }
+}
+
+// An owner has the images of a block and a slice of channels; all it adds to is its own, but for
+// the gradients of the points, of which it leaves its share for a band of points at a time.
+template <typename T, int kRank>
+void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_gradient,
+                                     T* kernel_gradient, T* offset_gradient,
+                                     T* mask_gradient) const {
+  const int64_t kernel_size = plan_.taps * plan_.group_channels * sizes_.filters;
+  const int64_t most = std::clamp<int64_t>(kBlocksBytes / (kernel_size * sizeof(T)), 1, kMostBlocks);
+  const int64_t images = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, most));  // a block has
+  const int64_t blocks = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, images));
+  const int64_t block_points = images * plan_.pixels;
+  const int64_t others = blocks * sizes_.deformable_groups;
+  const int64_t wanted = std::min(kWidest, CeilOfRatio(plan_.moved_channels * others, kOwners));
+  std::vector<Slice> slices;
+  for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
+    AddSlices(plan_, moved * plan_.moved_channels, (moved + 1) * plan_.moved_channels,
+              wanted, &slices);
+  }
+  const int64_t per_moved = slices.size() / sizes_.deformable_groups;
+  const int64_t owners = blocks * slices.size();
+  const int64_t width = slices[0].width();  // the widest
+  const int64_t per_point = plan_.taps * (kRank + 1);
+  const int64_t band_limit = kPartialBytes / (slices.size() * per_point * sizeof(T));
+  const int64_t band = kTile * std::min(std::max<int64_t>(1, band_limit / kTile),
+                                        CeilOfRatio(block_points, kTile));
+
+  const Products<T> products(plan_, &slices, true);
+  const Buffer<T> packed(plan_.depthwise() ? 0 : products.packed_size());
+  const Buffer<T> kernel_partial((blocks - 1) * kernel_size);  // of all blocks but the first
+  const Buffer<T> partial(owners * band * per_point);
+  if (!plan_.depthwise()) products.PackKernel(pool, slices, kernel_, packed.get());
+  std::fill(kernel_gradient, kernel_gradient + kernel_size, T(0));
+  std::fill(kernel_partial.get(), kernel_partial.get() + (blocks - 1) * kernel_size, T(0));
+  ParallelFor(pool, sizes_.batch, space_.elements / 4, [&](int64_t begin, int64_t end) {
+    std::fill(inputs_gradient + begin * space_.elements, inputs_gradient + end * space_.elements,
+              T(0));
+  });
+  const auto end_of = [&](int64_t block, int64_t first) {
+    return std::min({first + band, (block + 1) * block_points, sizes_.batch * plan_.pixels});
+  };
+
+  for (int64_t start = 0; start < block_points; start += band) {
+    const int64_t cost = band * plan_.taps * width * (plan_.group_filters / 8 + 4);
+    ParallelFor(pool, owners, cost, [&](int64_t begin, int64_t end) {
+      const int64_t taps = plan_.TapsAtOnce(width);
+      const int64_t stride = Plan<T>::Stride(taps * width);
+      const Buffer<T> columns(kTile * stride);
+      const Buffer<T> columns_gradient(kTile * stride);
+      const Buffer<T> packed_gradient(products.gradient_size());
+      for (int64_t each = begin; each < end; ++each) {
+        const int64_t block = each / slices.size();
+        const int64_t nth = each % slices.size();
+        const Owner owner{slices[nth], nth / per_moved, packed.get(), columns.get(),
+                          columns_gradient.get(), packed_gradient.get(), stride, taps, inputs_gradient,
+                          block ? kernel_partial.get() + (block - 1) * kernel_size
+                                : kernel_gradient};
+        const int64_t first = block * block_points + start;
+        T* share = partial.get() + each * band * per_point;
+        for (int64_t tile = first; tile < end_of(block, first); tile += kTile) {
+          const int64_t count = std::min(kTile, end_of(block, first) - tile);
+          const T* upstream = gradient + tile * sizes_.filters;
+          if (plan_.depthwise()) {
+            DepthwiseBackwardTile(owner, tile, count, upstream, share);
+          } else {
+            BackwardTile(owner, products, tile, count, upstream, share);
+          }
+          share += count * per_point;
+        }
+      }
+    });
+    ParallelFor(pool, blocks * band, 2 * slices.size() * per_point, [&](int64_t begin, int64_t end) {
+      for (int64_t each = begin; each < end; ++each) {
+        const int64_t block = each / band;
+        const int64_t first = block * block_points + start;
+        if (first + each % band >= end_of(block, first)) continue;
+        SumPoints(per_moved, first + each % band,
+                  partial.get() + (block * slices.size() * band + each % band) * per_point,
+                  band * per_point, offset_gradient, mask_gradient);
+      }
+    });
+  }
+  ParallelFor(pool, kernel_size, blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t block = 1; block < blocks; ++block) {
+      const T* from = kernel_partial.get() + (block - 1) * kernel_size;
+      for (int64_t at = begin; at < end; ++at) kernel_gradient[at] += from[at];
+    }
+  });
+}
+
+template <typename T, int kRank>
+void Backward(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
+              const T* offset, const T* mask, const T* gradient, T* inputs_gradient,
+              T* kernel_gradient, T* offset_gradient, T* mask_gradient) {
+  Gradient<T, kRank>(sizes, inputs, kernel, offset, mask)
+      .Run(pool, gradient, inputs_gradient, kernel_gradient, offset_gradient, mask_gradient);
+}
+
+}  // namespace
+
+template <typename T>
+void SetConvGradKernels(TypedKernels<T>* kernels) {
+  kernels->conv_grad = [](const Pool& pool, const ConvSizes& sizes, auto... rest) {
+    constexpr decltype(kernels->conv_grad) kOfRank[] = {Backward<T, 1>, Backward<T, 2>,
+                                                        Backward<T, 3>};
+    kOfRank[sizes.rank - 1](pool, sizes, rest...);
+  };
+}
+
+template void SetConvGradKernels<float>(TypedKernels<float>*);
+template void SetConvGradKernels<double>(TypedKernels<double>*);
+
+}  // namespace tf_deform
