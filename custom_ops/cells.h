@@ -124,7 +124,8 @@ inline void PointGradient(const Corners<T, kRank>& corners, T factor, const T* d
     for (int axis = 0; axis < kRank; ++axis) sum[axis] += corners.slope[i][axis] * dot[i];
     sum[kRank] += corners.weight[i] * dot[i];
   }
-  for (int axis = 0; axis < kRank; ++axis) gradient[axis] = corners.count ? sum[axis] * factor : T(0);
+  for (int axis = 0; axis < kRank; ++axis)
+    gradient[axis] = corners.count ? sum[axis] * factor : T(0);
   gradient[kRank] = corners.reads ? sum[kRank] : T(0);
 }
 

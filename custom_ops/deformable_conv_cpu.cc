@@ -5,8 +5,8 @@
 namespace tf_deform {
 namespace {
 
-// out[c] = sum over the taps of kernel[tap, c] * sample of tap[c]; with `add`, added to out. A tap's
-// sample is that of kCount rows; weight: [taps, kCount], row: [taps, kCount].
+// out[c] = sum over the taps of kernel[tap, c] * sample of tap[c]; with `add`, added to out. A
+// tap's sample is that of kCount rows; weight: [taps, kCount], row: [taps, kCount].
 template <int kCount, typename T>
 inline void DepthwiseRows(const T* const* row, const T* weight, int64_t taps,
                           const T* __restrict__ kernel, int64_t kernel_stride, int64_t channels,
@@ -27,7 +27,8 @@ inline void DepthwiseRows(const T* const* row, const T* weight, int64_t taps,
         for (int j = 0; j < kWide; ++j) sum[j] = MulAdd(Load(from + j * kLanes), w, sum[j]);
       });
       const T* factor = kernel + tap * kernel_stride + begin;
-      for (int j = 0; j < kWide; ++j) total[j] = MulAdd(Load(factor + j * kLanes), sum[j], total[j]);
+      for (int j = 0; j < kWide; ++j)
+        total[j] = MulAdd(Load(factor + j * kLanes), sum[j], total[j]);
     }
     for (int j = 0; j < kWide; ++j) Store(out + begin + j * kLanes, total[j]);
   }
@@ -85,9 +86,9 @@ class Convolution : Taps<T, kRank> {
 
  private:
   using Base = Taps<T, kRank>;
+  using Base::kMost;
   using typename Base::Chunk;
   using typename Base::Found;
-  using Base::kMost;
 
   // columns: [count, taps, channels of the slice], of which rows are `stride` apart.
   void SampleTile(int64_t first, int64_t count, const Slice& slice, int64_t tap, int64_t taps,
@@ -108,8 +109,8 @@ class Convolution : Taps<T, kRank> {
     }
   }
 
-  // Where the rows of a cell's corners begin, and their weights, for all kMost: corners that are not
-  // there read zeros.
+  // Where the rows of a cell's corners begin, and their weights, for all kMost: corners that are
+  // not there read zeros.
   void RowsOf(const Found& cells, int64_t cell, const T* image, const T* zeros, const T** row,
               T* weight) const {
     if (cells.interior[cell]) {

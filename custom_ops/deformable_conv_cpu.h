@@ -147,23 +147,23 @@ class Products {
                   T* packed) const {
     const int64_t filters = plan_.group_filters;
     const int64_t cost = size_ / slices.size() * 2;
-    ParallelFor(pool, slices.size() * plan_.taps, cost / plan_.taps + 1,
-                [&](int64_t first, int64_t last) {
-      for (int64_t each = first; each < last; ++each) {
-        const int64_t tap = each % plan_.taps;
-        for (const Piece& piece : slices[each / plan_.taps].pieces) {
-          const T* from = kernel + plan_.Filters(tap, piece.begin);
-          T* to = packed + piece.packed;
-          if (transposed_) {
-            Pack(from, 1, plan_.sizes.filters, filters, piece.width(), filters * kPanel<T>,
-                 to + tap * PackedSize<T>(filters, piece.width()));
-          } else {
-            Pack(from, plan_.sizes.filters, 1, piece.width(), filters,
-                 plan_.taps * piece.width() * kPanel<T>, to + tap * piece.width() * kPanel<T>);
+    ParallelFor(
+        pool, slices.size() * plan_.taps, cost / plan_.taps + 1, [&](int64_t first, int64_t last) {
+          for (int64_t each = first; each < last; ++each) {
+            const int64_t tap = each % plan_.taps;
+            for (const Piece& piece : slices[each / plan_.taps].pieces) {
+              const T* from = kernel + plan_.Filters(tap, piece.begin);
+              T* to = packed + piece.packed;
+              if (transposed_) {
+                Pack(from, 1, plan_.sizes.filters, filters, piece.width(), filters * kPanel<T>,
+                     to + tap * PackedSize<T>(filters, piece.width()));
+              } else {
+                Pack(from, plan_.sizes.filters, 1, piece.width(), filters,
+                     plan_.taps * piece.width() * kPanel<T>, to + tap * piece.width() * kPanel<T>);
+              }
+            }
           }
-        }
-      }
-    });
+        });
   }
 
   // out [count, filters] (+)= columns * kernel.
@@ -245,8 +245,7 @@ class Products {
 template <typename T, int kRank>
 class Taps {
  protected:
-  Taps(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset,
-       const T* mask)
+  Taps(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset, const T* mask)
       : plan_(sizes),
         sizes_(sizes),
         inputs_(inputs),

@@ -7,14 +7,14 @@
 namespace tf_deform {
 namespace {
 
-constexpr int64_t kWidest = 128;    // channels that an owner has at most
-constexpr int64_t kOwners = 2;      // that there are at least, if there are the channels
+constexpr int64_t kWidest = 128;     // channels that an owner has at most
+constexpr int64_t kOwners = 2;       // that there are at least, if there are the channels
 constexpr int64_t kMostBlocks = 16;  // of images
 constexpr int64_t kPartialBytes = int64_t{1} << 20;  // of point gradients, each block
 constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all blocks
 
-// What a tap needs of its channels, in one pass over them: its sample into columns, the dot products
-// of its corners with the gradient, and the gradient added to the corners. kCount corners.
+// What a tap needs of its channels, in one pass over them: its sample into columns, the dot
+// products of its corners with the gradient, and the gradient added to the corners. kCount corners.
 template <int kCount, typename T>
 inline void BackwardRows(const T* __restrict__ values, const int64_t* offset, const T* weight,
                          const T* __restrict__ gradient, int64_t channels, T* __restrict__ columns,
@@ -64,8 +64,7 @@ inline void DepthwiseBackwardRows(const T* __restrict__ values, const int64_t* o
 template <typename T, int kRank>
 class Gradient : Taps<T, kRank> {
  public:
-  Gradient(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset,
-           const T* mask)
+  Gradient(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset, const T* mask)
       : Base(sizes, inputs, kernel, offset, mask) {}
 
   void Run(const Pool& pool, const T* gradient, T* inputs_gradient, T* kernel_gradient,
@@ -73,17 +72,17 @@ class Gradient : Taps<T, kRank> {
 
  private:
   using Base = Taps<T, kRank>;
+  using Base::kMost;
   using typename Base::Chunk;
   using typename Base::Found;
-  using Base::kMost;
 
   // What an owner works with in the backward pass: its slice of channels, and the buffers.
   struct Owner {
     const Slice& slice;
     int64_t moved;
-    const T* packed;                   // the kernel, transposed
+    const T* packed;  // the kernel, transposed
     T *columns, *columns_gradient, *packed_gradient;
-    int64_t stride, taps;              // of both columns: their rows', and how many at once
+    int64_t stride, taps;  // of both columns: their rows', and how many at once
     T *inputs_gradient, *kernel_gradient;
   };
 
@@ -111,7 +110,7 @@ class Gradient : Taps<T, kRank> {
 template <typename T, int kRank>
 template <typename Visit, typename Nothing>
 void Gradient<T, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Visit&& visit,
-                                          Nothing&& nothing) const {
+                                       Nothing&& nothing) const {
   const Found& cells = chunk.cells;
   const int64_t stride = plan_.taps * (kRank + 1);  // of share, from point to point
   alignas(64) T dots[kMost][Found::kSize];
@@ -152,8 +151,8 @@ void Gradient<T, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* shar
 // share: [count, taps, rank + 1].
 template <typename T, int kRank>
 void Gradient<T, kRank>::BackwardTile(const Owner& owner, const Products<T>& products,
-                                         int64_t first, int64_t count, const T* gradient,
-                                         T* share) const {
+                                      int64_t first, int64_t count, const T* gradient,
+                                      T* share) const {
   const Slice& slice = owner.slice;
   const int64_t width = slice.width();
   const int64_t stride = owner.stride;
@@ -193,7 +192,7 @@ void Gradient<T, kRank>::BackwardTile(const Owner& owner, const Products<T>& pro
 
 template <typename T, int kRank>
 void Gradient<T, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count,
-                                                  const T* gradient, T* share) const {
+                                               const T* gradient, T* share) const {
   const int64_t channel = owner.slice.begin;
   const int64_t width = owner.slice.width();
   for (int64_t tap = 0; tap < plan_.taps; tap += Found::kSize) {
@@ -223,11 +222,12 @@ void Gradient<T, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first
 }
 
 // Sums the slices' shares of one output pixel's gradients, in their order; each deformable group
-// has per_moved. partial: of the first slice, [taps, rank + 1]; the next slice's is at slice_stride.
+// has per_moved. partial: of the first slice, [taps, rank + 1]; the next slice's is at
+// slice_stride.
 template <typename T, int kRank>
 void Gradient<T, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* partial,
-                                      int64_t slice_stride, T* offset_gradient,
-                                      T* mask_gradient) const {
+                                   int64_t slice_stride, T* offset_gradient,
+                                   T* mask_gradient) const {
   for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
     const T* share = partial + moved * per_moved * slice_stride;
     const int64_t at = (point * sizes_.deformable_groups + moved) * plan_.taps;
@@ -249,10 +249,10 @@ void Gradient<T, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* pa
 // the gradients of the points, of which it leaves its share for a band of points at a time.
 template <typename T, int kRank>
 void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_gradient,
-                                     T* kernel_gradient, T* offset_gradient,
-                                     T* mask_gradient) const {
+                             T* kernel_gradient, T* offset_gradient, T* mask_gradient) const {
   const int64_t kernel_size = plan_.taps * plan_.group_channels * sizes_.filters;
-  const int64_t most = std::clamp<int64_t>(kBlocksBytes / (kernel_size * sizeof(T)), 1, kMostBlocks);
+  const int64_t most =
+      std::clamp<int64_t>(kBlocksBytes / (kernel_size * sizeof(T)), 1, kMostBlocks);
   const int64_t images = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, most));  // a block has
   const int64_t blocks = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, images));
   const int64_t block_points = images * plan_.pixels;
@@ -260,16 +260,16 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
   const int64_t wanted = std::min(kWidest, CeilOfRatio(plan_.moved_channels * others, kOwners));
   std::vector<Slice> slices;
   for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
-    AddSlices(plan_, moved * plan_.moved_channels, (moved + 1) * plan_.moved_channels,
-              wanted, &slices);
+    AddSlices(plan_, moved * plan_.moved_channels, (moved + 1) * plan_.moved_channels, wanted,
+              &slices);
   }
   const int64_t per_moved = slices.size() / sizes_.deformable_groups;
   const int64_t owners = blocks * slices.size();
   const int64_t width = slices[0].width();  // the widest
   const int64_t per_point = plan_.taps * (kRank + 1);
   const int64_t band_limit = kPartialBytes / (slices.size() * per_point * sizeof(T));
-  const int64_t band = kTile * std::min(std::max<int64_t>(1, band_limit / kTile),
-                                        CeilOfRatio(block_points, kTile));
+  const int64_t band =
+      kTile * std::min(std::max<int64_t>(1, band_limit / kTile), CeilOfRatio(block_points, kTile));
 
   const Products<T> products(plan_, &slices, true);
   const Buffer<T> packed(plan_.depthwise() ? 0 : products.packed_size());
@@ -297,10 +297,17 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
       for (int64_t each = begin; each < end; ++each) {
         const int64_t block = each / slices.size();
         const int64_t nth = each % slices.size();
-        const Owner owner{slices[nth], nth / per_moved, packed.get(), columns.get(),
-                          columns_gradient.get(), packed_gradient.get(), stride, taps, inputs_gradient,
-                          block ? kernel_partial.get() + (block - 1) * kernel_size
-                                : kernel_gradient};
+        const Owner owner{
+            slices[nth],
+            nth / per_moved,
+            packed.get(),
+            columns.get(),
+            columns_gradient.get(),
+            packed_gradient.get(),
+            stride,
+            taps,
+            inputs_gradient,
+            block ? kernel_partial.get() + (block - 1) * kernel_size : kernel_gradient};
         const int64_t first = block * block_points + start;
         T* share = partial.get() + each * band * per_point;
         for (int64_t tile = first; tile < end_of(block, first); tile += kTile) {
@@ -315,16 +322,17 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
         }
       }
     });
-    ParallelFor(pool, blocks * band, 2 * slices.size() * per_point, [&](int64_t begin, int64_t end) {
-      for (int64_t each = begin; each < end; ++each) {
-        const int64_t block = each / band;
-        const int64_t first = block * block_points + start;
-        if (first + each % band >= end_of(block, first)) continue;
-        SumPoints(per_moved, first + each % band,
-                  partial.get() + (block * slices.size() * band + each % band) * per_point,
-                  band * per_point, offset_gradient, mask_gradient);
-      }
-    });
+    ParallelFor(
+        pool, blocks * band, 2 * slices.size() * per_point, [&](int64_t begin, int64_t end) {
+          for (int64_t each = begin; each < end; ++each) {
+            const int64_t block = each / band;
+            const int64_t first = block * block_points + start;
+            if (first + each % band >= end_of(block, first)) continue;
+            SumPoints(per_moved, first + each % band,
+                      partial.get() + (block * slices.size() * band + each % band) * per_point,
+                      band * per_point, offset_gradient, mask_gradient);
+          }
+        });
   }
   ParallelFor(pool, kernel_size, blocks, [&](int64_t begin, int64_t end) {
     for (int64_t block = 1; block < blocks; ++block) {

@@ -150,9 +150,9 @@ struct Convolving {
             q /= sizes.output[axis];
             t /= sizes.kernel[axis];
           }
-          const double sample = (mask.empty() ? 1.0 : mask[at]) *
-                                SampleLoop(inputs.data() + point / pixels * image, rank,
-                                           sizes.space, sizes.channels, c, p);
+          const double sample =
+              (mask.empty() ? 1.0 : mask[at]) * SampleLoop(inputs.data() + point / pixels * image,
+                                                           rank, sizes.space, sizes.channels, c, p);
           for (int64_t f = 0; f < filters; ++f) {
             const int64_t filter = c / width * filters + f;
             out[point * sizes.filters + filter] +=
@@ -183,10 +183,12 @@ void Close(const char* what, const std::vector<T>& actual, const std::vector<dou
   Report(error <= (sizeof(T) == 4 ? 1e-5 : 1e-12) * std::max(largest, 1.0), what, error);
 }
 
-// Checks a gradient along a random direction by central differences of loop(), weighted by upstream.
+// Checks a gradient along a random direction by central differences of loop(), weighted by
+// upstream.
 template <typename T>
 void CheckGradient(const char* what, std::vector<T>* argument, const std::vector<T>& gradient,
-                   const std::vector<T>& upstream, const std::function<std::vector<double>()>& loop) {
+                   const std::vector<T>& upstream,
+                   const std::function<std::vector<double>()>& loop) {
   const std::vector<T> saved = *argument;
   const std::vector<T> direction = Normal<T>(saved.size());
   const auto along = [&](double step) {
@@ -268,8 +270,8 @@ void TestSample(bool hostile) {
   }
 }
 
-// Draws the sizes of a convolution about where the kernels cut: tiles of 144 output pixels, 64 taps,
-// slices of 128 and 256 or 512 channels, panels of 8 to 32 filters, blocks of 6 or 12 rows.
+// Draws the sizes of a convolution about where the kernels cut: tiles of 144 output pixels, 64
+// taps, slices of 128 and 256 or 512 channels, panels of 8 to 32 filters, blocks of 6 or 12 rows.
 void DrawSizes(bool hostile, ConvSizes* sizes) {
   ConvSizes& z = *sizes;
   z = {};
@@ -289,7 +291,8 @@ void DrawSizes(bool hostile, ConvSizes* sizes) {
   const int64_t each = large == 3 ? Draw(100, 300) : Draw(0, 2) ? Draw(1, 8) : Draw(9, 40);
   z.groups = kind == 0 ? 1 : kind == 1 ? Draw(2, 3) : z.deformable_groups * each;
   z.channels = kind == 2 ? z.groups : z.deformable_groups * z.groups * each;
-  z.filters = kind == 2 ? z.groups * (Draw(0, 3) ? 1 : 2) : z.groups * (Draw(0, 2) ? Draw(1, 5) : Draw(6, 70));
+  z.filters = kind == 2 ? z.groups * (Draw(0, 3) ? 1 : 2)
+                        : z.groups * (Draw(0, 2) ? Draw(1, 5) : Draw(6, 70));
 }
 
 template <typename T>

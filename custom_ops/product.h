@@ -13,7 +13,7 @@ namespace tf_deform {
 namespace {
 
 template <typename T>
-constexpr int64_t kPanel = 2 * Vector<T>::kLanes;         // columns of a panel, and of a block
+constexpr int64_t kPanel = 2 * Vector<T>::kLanes;            // columns of a panel, and of a block
 constexpr int64_t kBlockRows = kVectorBytes == 64 ? 12 : 6;  // what 32, or 16, registers hold
 
 // How many elements b [inner, columns] takes when packed.
@@ -22,8 +22,8 @@ int64_t PackedSize(int64_t inner, int64_t columns) {
   return (columns + kPanel<T> - 1) / kPanel<T> * kPanel<T> * inner;
 }
 
-// Packs b [inner, columns], whose rows and columns are so far apart, as [panels, inner, kPanel]; what
-// the last panel has too much is 0. Panels are panel_stride apart.
+// Packs b [inner, columns], whose rows and columns are so far apart, as [panels, inner, kPanel];
+// what the last panel has too much is 0. Panels are panel_stride apart.
 template <typename T>
 void Pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t inner, int64_t columns,
           int64_t panel_stride, T* packed) {

@@ -75,8 +75,8 @@ inline V Floor(V x) {
 }
 #endif
 
-// The first `count` lanes of a vector, fewer than it has: what remains of a row. Nothing beyond them
-// is read or written; the lanes that are not read are 0.
+// The first `count` lanes of a vector, fewer than it has: what remains of a row. Nothing beyond
+// them is read or written; the lanes that are not read are 0.
 #if defined(__AVX512F__)
 template <typename T>
 struct Part {
@@ -98,8 +98,8 @@ struct Part {
 #if defined(__AVX2__)
   static __m128 LoadHalf(const float* p, int64_t n) {
     if (n == 0) return _mm_setzero_ps();
-    const __m128 low = n & 2 ? _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p)))
-                             : _mm_load_ss(p);
+    const __m128 low =
+        n & 2 ? _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p))) : _mm_load_ss(p);
     if (n == 3) return _mm_movelh_ps(low, _mm_load_ss(p + 2));
     return low;
   }
@@ -195,8 +195,8 @@ inline void ForChannels(int64_t channels, Step&& step) {
   }
 }
 
-// Calls call(constant) with the constant that `count` is: kMost, or half of it, and so on. A point has
-// as many corners, or none: then nothing is called.
+// Calls call(constant) with the constant that `count` is: kMost, or half of it, and so on. A point
+// has as many corners, or none: then nothing is called.
 template <int kMost, typename Call>
 inline void WithConstant(int count, Call&& call) {
   if (count == kMost) {
@@ -255,7 +255,8 @@ inline void DotRows(const T* __restrict__ values, const int64_t* offset, const T
   typename Vector<T>::Type sums[kCount] = {};
   ForChannels<T>(channels, [&](auto load, auto, int64_t c) {
     const auto part = load(row + c);
-    ForRows<kCount>(0, [&](int64_t i) { sums[i] = MulAdd(load(values + offset[i] + c), part, sums[i]); });
+    ForRows<kCount>(
+        0, [&](int64_t i) { sums[i] = MulAdd(load(values + offset[i] + c), part, sums[i]); });
   });
   Totals<kCount>(sums, dot);
 }

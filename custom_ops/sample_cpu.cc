@@ -12,7 +12,7 @@
 namespace tf_deform {
 namespace {
 
-constexpr int64_t kLine = 32;   // channels that one owner has at least
+constexpr int64_t kLine = 32;     // channels that one owner has at least
 constexpr int64_t kWidest = 128;  // channels that one owner has at most
 constexpr int64_t kOwners = 2;    // that there are at least, if there are the channels
 
@@ -134,21 +134,22 @@ void SampleValues(const Pool& pool, const SampleSizes& sizes, const T* values, c
   ParallelFor(pool, sizes.rows * sizes.queries, cost, [&](int64_t begin, int64_t end) {
     Walk<T, kRank> walk(places, sizes, begin);
     Rows<T, kRank> rows;
-    places.ForCells(begin, end, [&](const auto& cells, int64_t samples, int64_t count,
-                                    int64_t sample, int64_t point) {
-      T* to = out + sample * width;
-      for (int64_t each = 0; each < samples; ++each, to += width) {
-        const T* from = values + walk.channels();
-        if (sizes.points == 1) {
-          Sample(cells, places.space, each, from, width, to);
-        } else {
-          rows.count = 0;
-          for (int64_t i = 0; i < count; ++i) rows.Add(cells, places.space, each * count + i);
-          SumRows<0>(from, rows.offset, rows.weight, rows.count, width, point > 0, to);
-        }
-        if (point + count == sizes.points) walk.Next();
-      }
-    });
+    places.ForCells(
+        begin, end,
+        [&](const auto& cells, int64_t samples, int64_t count, int64_t sample, int64_t point) {
+          T* to = out + sample * width;
+          for (int64_t each = 0; each < samples; ++each, to += width) {
+            const T* from = values + walk.channels();
+            if (sizes.points == 1) {
+              Sample(cells, places.space, each, from, width, to);
+            } else {
+              rows.count = 0;
+              for (int64_t i = 0; i < count; ++i) rows.Add(cells, places.space, each * count + i);
+              SumRows<0>(from, rows.offset, rows.weight, rows.count, width, point > 0, to);
+            }
+            if (point + count == sizes.points) walk.Next();
+          }
+        });
   });
 }
 
@@ -210,7 +211,8 @@ void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* point
     });
   }
   const int64_t cost = sizes.rows * sizes.queries * sizes.points * (20 + (slice << kRank) / 4) /
-                           std::max<int64_t>(1, sizes.images) + 1000;
+                           std::max<int64_t>(1, sizes.images) +
+                       1000;
   ParallelFor(pool, sizes.images * sizes.groups * slices, cost, [&](int64_t begin, int64_t end) {
     Found cells;
     int64_t query[Found::kSize];  // of each cell
@@ -262,41 +264,42 @@ void SampleGradPoints(const Pool& pool, const SampleSizes& sizes, const T* value
     Walk<T, kRank> walk(places, sizes, begin);
     alignas(64) T dots[kMost][Found::kSize] = {};
     alignas(64) T gradients[kRank + 1][Found::kSize];
-    places.ForCells(begin, end, [&](const Found& cells, int64_t samples, int64_t count,
-                                    int64_t sample, int64_t point) {
-      const int64_t first = sample * sizes.points + point;
-      const auto write = [&](int64_t cell, const T* gradient) {
-        T* to = points_gradient + (first + cell) * kRank;
-        for (int axis = 0; axis < kRank; ++axis) to[axis] = gradient[axis];
-        if (weights_gradient) weights_gradient[first + cell] = gradient[kRank];
-      };
-      T dot[8], one[kRank + 1];
-      for (int64_t each = 0; each < samples; ++each) {
-        const T* from = values + walk.channels();
-        const T* upstream = gradient + (sample + each) * width;
-        for (int64_t cell = each * count; cell < (each + 1) * count; ++cell) {
-          if (cells.interior[cell]) {
-            DotRows<kMost>(from + cells.Lower(space, cell), space.corner, upstream, width, dot);
-            for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
-            continue;
+    places.ForCells(
+        begin, end,
+        [&](const Found& cells, int64_t samples, int64_t count, int64_t sample, int64_t point) {
+          const int64_t first = sample * sizes.points + point;
+          const auto write = [&](int64_t cell, const T* gradient) {
+            T* to = points_gradient + (first + cell) * kRank;
+            for (int axis = 0; axis < kRank; ++axis) to[axis] = gradient[axis];
+            if (weights_gradient) weights_gradient[first + cell] = gradient[kRank];
+          };
+          T dot[8], one[kRank + 1];
+          for (int64_t each = 0; each < samples; ++each) {
+            const T* from = values + walk.channels();
+            const T* upstream = gradient + (sample + each) * width;
+            for (int64_t cell = each * count; cell < (each + 1) * count; ++cell) {
+              if (cells.interior[cell]) {
+                DotRows<kMost>(from + cells.Lower(space, cell), space.corner, upstream, width, dot);
+                for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
+                continue;
+              }
+              Corners<T, kRank> corners;
+              cells.Corner(space, cell, &corners);
+              WithConstant<kMost>(corners.count, [&](auto count) {
+                DotRows<count>(from, corners.offset, upstream, width, dot);
+              });
+              PointGradient(corners, cells.factor[cell], dot, one);
+              write(cell, one);
+            }
+            if (point + count == sizes.points) walk.Next();
           }
-          Corners<T, kRank> corners;
-          cells.Corner(space, cell, &corners);
-          WithConstant<kMost>(corners.count, [&](auto count) {
-            DotRows<count>(from, corners.offset, upstream, width, dot);
-          });
-          PointGradient(corners, cells.factor[cell], dot, one);
-          write(cell, one);
-        }
-        if (point + count == sizes.points) walk.Next();
-      }
-      PointGradients(cells, samples * count, dots, gradients);
-      for (int64_t cell = 0; cell < samples * count; ++cell) {
-        if (!cells.interior[cell]) continue;
-        for (int axis = 0; axis <= kRank; ++axis) one[axis] = gradients[axis][cell];
-        write(cell, one);
-      }
-    });
+          PointGradients(cells, samples * count, dots, gradients);
+          for (int64_t cell = 0; cell < samples * count; ++cell) {
+            if (!cells.interior[cell]) continue;
+            for (int axis = 0; axis <= kRank; ++axis) one[axis] = gradients[axis][cell];
+            write(cell, one);
+          }
+        });
   });
 }
 
@@ -306,7 +309,7 @@ template <typename T>
 void SetSampleKernels(TypedKernels<T>* kernels) {
   kernels->sample = [](const Pool& pool, const SampleSizes& sizes, auto... rest) {
     constexpr decltype(kernels->sample) kOfRank[] = {SampleValues<T, 1>, SampleValues<T, 2>,
-                                                    SampleValues<T, 3>};
+                                                     SampleValues<T, 3>};
     kOfRank[sizes.rank - 1](pool, sizes, rest...);
   };
   kernels->sample_grad_values = [](const Pool& pool, const SampleSizes& sizes, auto... rest) {

@@ -61,7 +61,8 @@ struct Space {
     }
     for (int each = 0; each < 1 << kRank; ++each) {
       corner[each] = 0;
-      for (int axis = 0; axis < kRank; ++axis) corner[each] += Side<kRank>(each, axis) * stride[axis];
+      for (int axis = 0; axis < kRank; ++axis)
+        corner[each] += Side<kRank>(each, axis) * stride[axis];
     }
   }
 
