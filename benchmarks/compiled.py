@@ -1,6 +1,6 @@
 """Times the compiled operators beside their peers, and measures their memory.
 
-    python benchmarks/compiled.py [--quick] [--rounds 15] [--only conv|depthwise|transformer|memory]
+    python benchmarks/compiled.py [--quick] [--rounds 15] [--only PART]
 
 As in portable.py everything is timed in one process, in turns, and what is printed are ratios of
 medians, over
@@ -8,15 +8,20 @@ medians, over
 - plain tf.nn.conv2d of the same shape, for the modulated 3x3 deformable convolution;
 - tf.nn.depthwise_conv2d, for the same with as many groups as channels;
 - torch's affine_grid and grid_sample in the faster of its two memory formats, for the spatial
-  transformer (affine grid, bilinear).
+  transformer (affine grid, bilinear);
+- torchvision's deform_conv2d and roi_align, if torchvision is there: its wheel is linked to CUDA,
+  but imports beside a PyTorch without it, as tests/goldens/make_torchvision_goldens.py does it
+  (pip install --no-deps torchvision==0.28.0; gcc and nm).
 
 Training is the forward pass and the gradients of everything. Memory is how much one call raises
 the peak of the process's resident memory, beyond its outputs and gradients: the kernels' buffers
-are not TensorFlow's. The results are written to benchmarks/results/compiled.json.
+are not TensorFlow's. Scaling is the time a pixel at 1 to 16 times the batch and the area, over that
+at once. The results are written to benchmarks/results/compiled.json.
 """
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import subprocess
@@ -25,6 +30,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 import portable as common
 import tensorflow as tf
 
@@ -36,7 +42,11 @@ TARGETS = {
     "depthwise forward": 0.8,
     "depthwise training": 1.5,
     "transformer": 0.35,
+    "roi_align": 0.25,
 }
+PEER_ROUNDS = 3  # of torchvision's convolution, which takes seconds
+TIMES = (1, 2, 4, 8, 16)
+PARTS = ("conv", "depthwise", "transformer", "torchvision", "roi_align", "scaling", "memory")
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 
 
@@ -44,7 +54,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="three rounds, first shapes only")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", choices=("conv", "depthwise", "transformer", "memory"))
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # one measurement, in its own process
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(common.THREADS)
@@ -59,9 +69,13 @@ def main():
         "conv": lambda: time_convolutions("convolution", rounds, kept),
         "depthwise": lambda: time_convolutions("depthwise", rounds, kept),
         "transformer": lambda: time_transformers(rounds, kept),
+        "torchvision": lambda: time_torchvision(min(rounds, PEER_ROUNDS), kept),
+        "roi_align": lambda: time_roi_align(rounds),
+        "scaling": lambda: time_scaling(rounds),
         "memory": lambda: measure_memory(kept),
     }
-    for name, part in parts.items():
+    for name in PARTS:
+        part = parts[name]
         if options.only in (None, name):
             results[name] = part()
     if not options.quick and options.only is None:
@@ -136,6 +150,123 @@ def time_transformers(rounds, kept):
     common.report(shapes, ratios, ["compiled"])
     verdict("transformer", [each["compiled"] for ratio in ratios for each in ratio.values()])
     return dict(zip(map(str, shapes), ratios, strict=True))
+
+
+def torchvision():
+    """Returns torchvision, or None where it is not installed."""
+    if importlib.util.find_spec("torchvision") is None:
+        print("\ntorchvision is not there: left out")
+        return None
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "goldens"))
+    return importlib.import_module("make_torchvision_goldens").torchvision
+
+
+def torch_calls(function, arguments, given=()):
+    """Returns the calls {"forward", "training"} of a PyTorch function of arrays [N, ..., C].
+
+    given: what follows the arguments, and gets no gradient.
+    """
+    import torch
+
+    torch.set_num_threads(common.THREADS)
+    tensors = [torch.tensor(x).permute(0, 3, 1, 2).contiguous().requires_grad_() for x in arguments]
+    upstream = torch.randn(function(*tensors, *given).shape)
+
+    def forward():
+        with torch.no_grad():
+            return function(*tensors, *given)
+
+    def training():
+        for tensor in tensors:
+            tensor.grad = None
+        function(*tensors, *given).backward(upstream)
+
+    return {"forward": forward, "training": training}
+
+
+def time_torchvision(rounds, kept):
+    peer = torchvision()
+    if peer is None:
+        return None
+    print("\nModulated 3x3 deformable convolution, time over torchvision's")
+    ratios = []
+    shapes = common.CONVOLUTIONS[kept]
+    for shape in shapes:
+        inputs = common.convolution_inputs(shape)
+        ours = common.compiled_calls(common.deformable, list(inputs.values()), False)
+        arrays = {name: x.numpy() for name, x in inputs.items()}
+        arrays["kernel"] = arrays["kernel"].transpose(3, 0, 1, 2)  # [filters, 3, 3, channels]
+        theirs = torch_calls(
+            lambda x, kernel, offset, mask: peer.ops.deform_conv2d(
+                x, offset, kernel, padding=1, mask=mask
+            ),
+            list(arrays.values()),
+        )
+        ratios.append(ratios_of(ours, theirs, rounds))
+    common.report(shapes, ratios, ["compiled"])
+    return dict(zip(map(str, shapes), ratios, strict=True))
+
+
+def time_roi_align(rounds):
+    peer = torchvision()
+    if peer is None:
+        return None
+    import torch
+
+    print("\nRoIAlign, 300 boxes, 7x7 bins of 2x2 samples, time over torchvision's")
+    shape = (1, 50, 84, 256)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=shape).astype("float32")
+    start = rng.uniform(size=(300, 2)) * [60, 30]
+    boxes = np.concatenate([start, start + 3 + rng.uniform(size=(300, 2)) * 20], axis=1)
+    boxes = boxes.astype("float32")
+    indices = np.zeros(300, "int32")
+
+    def pool(features):
+        return tfd.ops.roi_align(features, boxes, indices, 7, sampling_ratio=2)
+
+    ours = common.compiled_calls(pool, [tf.constant(features)], False)
+    theirs = torch_calls(
+        lambda x, boxes: peer.ops.roi_align(x, boxes, 7, sampling_ratio=2, aligned=True),
+        [features],
+        [torch.tensor(np.concatenate([np.zeros((300, 1), "float32"), boxes], axis=1))],
+    )
+    ratio = ratios_of(ours, theirs, rounds)
+    common.report([shape], [ratio], ["compiled"])
+    verdict("roi_align", [each["compiled"] for each in ratio.values()])
+    return {str(shape): ratio}
+
+
+def ratios_of(ours, theirs, rounds):
+    """Returns {"forward": {"compiled": ratio}, "training": ...} of calls taken in turns."""
+    calls = {("ours", each): call for each, call in ours.items()}
+    calls |= {("theirs", each): call for each, call in theirs.items()}
+    seconds = common.in_turns(calls, rounds)
+    return {
+        each: {"compiled": seconds["ours", each] / seconds["theirs", each]}
+        for each in ("forward", "training")
+    }
+
+
+def time_scaling(rounds):
+    print("\nTime a pixel of the deformable convolution, over that of a single 1x28x28x64x64")
+    results = {}
+    for what in ("batch", "area"):
+        calls = {}
+        for times in TIMES:
+            shape = (times, 28, 28, 64, 64) if what == "batch" else (1, 28 * times, 28, 64, 64)
+            inputs = list(common.convolution_inputs(shape).values())
+            found = common.compiled_calls(common.deformable, inputs, False)
+            calls |= {(times, each): call for each, call in found.items()}
+        seconds = common.in_turns(calls, rounds)
+        results[what] = {
+            each: {times: seconds[times, each] / times / seconds[1, each] for times in TIMES}
+            for each in ("forward", "training")
+        }
+        for each, ratios in results[what].items():
+            cells = "".join(f"{ratio:8.2f}" for ratio in ratios.values())
+            print(f"  {what + ' ' + each:20} x1 to x16: {cells}")
+    return results
 
 
 def verdict(what, values):
