@@ -64,7 +64,7 @@ LEVELS = {
 
 # What stands at the top of the repository; the user fixed most of these names.
 TOP_LEVEL = {
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "BUILD"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "BUILD", "WORKSPACE"),
     *("pyproject.toml", "constraints.txt", "constraints-lowest.txt"),
     *("tf_deform", "custom_ops", "examples", "tests", "benchmarks", "docs"),
 }
