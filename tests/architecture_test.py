@@ -31,6 +31,7 @@ SWITCH = {
 TOOLS = {
     "OffsetMonitor": tfd.callbacks.OffsetMonitor,
     "deformable": tfd.deformable,
+    "export_onnx": tfd.export_onnx,
     "export_saved_model": tfd.export_saved_model,
     **{
         name: getattr(tfd.convert, name)
@@ -42,6 +43,7 @@ PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 # Imports go down only: a module may import those of lower levels.
 LEVELS = {
     "tf_deform.compiled": 0,
+    "tf_deform.onnx_ops": 0,
     "tf_deform.ops.validation": 1,
     "tf_deform.ops.gathering": 2,
     "tf_deform.ops.sampling": 3,
@@ -58,8 +60,9 @@ LEVELS = {
     "tf_deform.callbacks": 11,
     "tf_deform.convert": 11,
     "tf_deform.export": 11,
-    "tf_deform": 12,
-    "tf_deform.__main__": 13,
+    "tf_deform.onnx_export": 12,
+    "tf_deform": 13,
+    "tf_deform.__main__": 14,
 }
 
 # What stands at the top of the repository; the user fixed most of these names.
@@ -184,6 +187,7 @@ GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=Fals
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
 deformable(model, layers=None, **options)
+export_onnx(model, path, *, input_signature=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)
 load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None,
@@ -259,7 +263,8 @@ def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
     modules = {"addons", "callbacks", "convert", "layers", "ops"}
-    assert set(tfd.__all__) == {*modules, "deformable", "export_saved_model", *SWITCH}
+    tools = {"deformable", "export_onnx", "export_saved_model"}
+    assert set(tfd.__all__) == {*modules, *tools, *SWITCH}
 
 
 # Documentation

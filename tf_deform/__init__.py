@@ -18,6 +18,7 @@ from tf_deform import addons, callbacks, convert, layers, ops
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 from tf_deform.export import export_saved_model
+from tf_deform.onnx_export import export_onnx
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "compiled_status",
     "convert",
     "deformable",
+    "export_onnx",
     "export_saved_model",
     "layers",
     "ops",

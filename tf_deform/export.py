@@ -81,12 +81,12 @@ def export_saved_model(
     path = os.fspath(path).rstrip("/")
     if tf.io.gfile.exists(path) and tf.io.gfile.listdir(path):
         raise FileExistsError(f"path must be a folder not there yet or empty, received {path!r}")
-    inputs = _input_specs(model, input_signature)
+    inputs = input_specs(model, input_signature)
     requests = [] if warmup is None else [("serving_default", _named_values(warmup, inputs))]
     with saved_with(implementation):
         archive = keras.export.ExportArchive()
         archive.track(model)
-        archive.add_endpoint("serve", _server(model), [inputs])
+        archive.add_endpoint("serve", server_of(model), [inputs])
         if image_size is not None:
             images = _check_images(inputs, image_size)
             server = _image_server(model, images, image_size, image_scale)
@@ -120,7 +120,7 @@ def _write(archive, path, requests, implementation):
             tf.io.gfile.rmtree(partial)
 
 
-def _input_specs(model, signature):
+def input_specs(model, signature):
     """Returns the model's inputs as named tf.TensorSpecs, in the structure that it takes."""
     if signature is None:
         if not getattr(model, "inputs", None):
@@ -141,7 +141,7 @@ def _input_specs(model, signature):
     return tf.nest.pack_sequence_as(signature, named_specs)
 
 
-def _server(model):
+def server_of(model):
     """Returns the function from the model's inputs to a dictionary of its outputs."""
 
     def serve(inputs):
@@ -161,7 +161,7 @@ def _server(model):
 
 def _image_server(model, images, size, scale):
     """Returns the function from encoded images to a dictionary of the model's outputs."""
-    serve = _server(model)
+    serve = server_of(model)
     decoded = tf.TensorSpec([*size, images.shape[-1]], tf.float32)
 
     def decode(encoded):

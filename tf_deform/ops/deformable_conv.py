@@ -5,7 +5,7 @@ import math
 
 import tensorflow as tf
 
-from tf_deform import compiled
+from tf_deform import compiled, onnx_ops
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sample_table
 
@@ -72,6 +72,8 @@ def deformable_conv(
             [batch, *geometry.output, deformable_groups * geometry.taps],
             "[batch, *output, deformable groups * taps]",
         )
+    if onnx_ops.wanted() and geometry.rank == 2:
+        return onnx_ops.deform_conv(inputs, kernel, offset, mask, geometry, deformable_groups)
     if compiled.chosen():
         return compiled.deformable_conv(
             inputs,
@@ -130,7 +132,7 @@ class Geometry:
         self.dilation = validation.per_axis("dilation_rate", dilation_rate, rank)
         extents = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         pads = explicit_padding(padding, space, extents, self.strides)
-        self.before = [before for before, _ in pads]
+        self.before, self.after = map(list, zip(*pads, strict=True))
         self.output = output_sizes(space, pads, extents, self.strides)
 
     def tap_positions(self, dtype):

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tf_deform import onnx_ops
 from tf_deform.ops import sampling, validation
 
 
@@ -142,6 +143,8 @@ def sample_at(inputs, axes, interpolation, padding_mode, align_corners):
     inputs = validation.shaped(
         "inputs", inputs, [batch, *[None] * (rank + 1)], f"[batch, {rank} axes, channels]"
     )
+    if onnx_ops.wanted() and (rank == 2 or (rank == 3 and interpolation != "bicubic")):
+        return onnx_ops.grid_sample(inputs, axes, interpolation, padding_mode, align_corners)
     _, *space, channels = validation.sizes(inputs)
     dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
     pixels = []

@@ -7,6 +7,7 @@ import math
 
 import tensorflow as tf
 
+from tf_deform import onnx_ops
 from tf_deform.ops import validation
 from tf_deform.ops.bins import (
     bins_of,
@@ -62,6 +63,10 @@ def roi_align(
     """
     features, boxes, box_indices = _checked(features, boxes, box_indices)
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    if onnx_ops.wanted():
+        return onnx_ops.roi_align(
+            features, boxes, box_indices, output_size, spatial_scale, sampling_ratio, aligned
+        )
     start, size = _regions(boxes, spatial_scale, 0.5 if aligned else 0.0)
     if not aligned:
         size = _at_least(size, 1.0)
