@@ -271,19 +271,25 @@ def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
     """Returns `weighted_sample` of a table, under a border rule; takes its arguments unchecked."""
     rows, queries, *_ = validation.sizes(points)
     if compiled.chosen():
-        points = _positions(points, table)
-        if rule != "zeros":
-            axes = zip(tf.unstack(points, axis=-1), table.space, strict=True)
-            points = tf.stack([place(axis, size, rule) for axis, size in axes], axis=-1)
-        out = 0
-        for nth, each in enumerate(table.maps):
-            seen = points
-            if table.map_index is not None:  # who does not read this map is outside of it
-                reads = (table.map_index == nth)[:, None, None, None, None]
-                seen = tf.where(reads, points, tf.constant(float("nan"), points.dtype))
-            out += compiled.weighted_sample(each, seen, weights, image_index)
+        out = _sample_compiled(table, _positions(points, table), weights, image_index, rule)
         return tf.reshape(out, [rows, queries, table.channels])
     return _sample_portable(table, points, weights, image_index, rule)
+
+
+def _sample_compiled(table, points, weights, image_index, rule):
+    several = table.map_index is not None
+    if rule != "zeros":
+        space = [size[..., None] if several else size for size in table.space]
+        axes = zip(tf.unstack(points, axis=-1), space, strict=True)
+        points = tf.stack([place(axis, size, rule) for axis, size in axes], axis=-1)
+    if not several:
+        return compiled.weighted_sample(table.maps[0], points, weights, image_index)
+    sums = []
+    for nth, each in enumerate(table.maps):  # who does not read this map is outside of it
+        reads = (table.map_index == nth)[:, None, None, None, None]
+        seen = tf.where(reads, points, tf.constant(float("nan"), points.dtype))
+        sums.append(compiled.weighted_sample(each, seen, weights, image_index))
+    return tf.add_n(sums)
 
 
 def _sample_portable(table, points, weights, image_index, rule):
