@@ -7,8 +7,8 @@
 namespace tf_deform {
 namespace {
 
-constexpr int64_t kWidest = 128;     // channels that an owner has at most
-constexpr int64_t kMostBlocks = 16;  // of images
+constexpr int64_t kWidest = 128;                     // channels that an owner has at most
+constexpr int64_t kMostBlocks = 16;                  // of images
 constexpr int64_t kPartialBytes = int64_t{1} << 20;  // of point gradients, each block
 constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all blocks
 

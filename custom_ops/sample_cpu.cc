@@ -49,7 +49,7 @@ class Places {
   void ForCells(int64_t begin, int64_t end, Visit&& visit) const {
     Found cells;
     const int64_t last = end * sizes_.groups;
-    const int64_t many = std::max<int64_t>(1, Found::kSize / sizes_.points);
+    const int64_t many = std::max<int64_t>(1, Found::kSize / std::max<int64_t>(1, sizes_.points));
     for (int64_t sample = begin * sizes_.groups; sample < last; sample += many) {
       const int64_t samples = std::min(many, last - sample);
       for (int64_t point = 0; point < sizes_.points; point += Found::kSize) {
@@ -130,6 +130,7 @@ void SampleValues(const Pool& pool, const SampleSizes& sizes, const T* values, c
   const Places<T, kRank> places(sizes, points, weights, image_index);
   const int64_t width = places.width;
   const int64_t cost = sizes.groups * sizes.points * (20 + (width << kRank) / 4);
+  if (sizes.points == 0) std::fill_n(out, sizes.rows * sizes.queries * sizes.channels, T(0));
   ParallelFor(pool, sizes.rows * sizes.queries, cost, [&](int64_t begin, int64_t end) {
     Walk<T, kRank> walk(places, sizes, begin);
     Rows<T, kRank> rows;
