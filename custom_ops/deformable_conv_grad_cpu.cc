@@ -7,9 +7,8 @@
 namespace tf_deform {
 namespace {
 
-constexpr int64_t kWidest = 128;     // channels that an owner has at most
-constexpr int64_t kOwners = 2;       // that there are at least, if there are the channels
-constexpr int64_t kMostBlocks = 16;  // of images
+constexpr int64_t kWidest = 128;                     // channels that an owner has at most
+constexpr int64_t kMostBlocks = 16;                  // of images
 constexpr int64_t kPartialBytes = int64_t{1} << 20;  // of point gradients, each block
 constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all blocks
 
@@ -257,7 +256,8 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
   const int64_t blocks = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, images));
   const int64_t block_points = images * plan_.pixels;
   const int64_t others = blocks * sizes_.deformable_groups;
-  const int64_t wanted = std::min(kWidest, CeilOfRatio(plan_.moved_channels * others, kOwners));
+  const int64_t halves = others % 2 && others < 8 ? 2 : 1;  // a few owners are even in number
+  const int64_t wanted = std::min(kWidest, CeilOfRatio(plan_.moved_channels, halves));
   std::vector<Slice> slices;
   for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
     AddSlices(plan_, moved * plan_.moved_channels, (moved + 1) * plan_.moved_channels, wanted,

@@ -223,11 +223,12 @@ void TestSample(bool hostile) {
   for (int axis = 0; axis < s.sizes.rank; ++axis) s.sizes.space[axis] = Draw(hostile ? 0 : 1, 5);
   s.sizes.images = Draw(1, 3);
   s.sizes.groups = Draw(1, 3);
-  s.sizes.channels = s.sizes.groups * (Draw(0, 1) ? Draw(1, 8) : Draw(9, 300 / s.sizes.groups));
+  s.sizes.channels =
+      s.sizes.groups * (Draw(0, 1) ? Draw(hostile ? 0 : 1, 8) : Draw(9, 300 / s.sizes.groups));
   const bool indexed = Draw(0, 1);
   s.sizes.rows = indexed ? Draw(0, 5) : s.sizes.images;
   s.sizes.queries = Draw(0, 4);
-  s.sizes.points = Draw(1, Draw(0, 3) ? 3 : 150);  // 64 are found at once
+  s.sizes.points = Draw(hostile ? 0 : 1, Draw(0, 3) ? 3 : 150);  // 64 are found at once
   if (indexed) {
     for (int64_t row = 0; row < s.sizes.rows; ++row) s.index.push_back(Draw(0, s.sizes.images - 1));
   }

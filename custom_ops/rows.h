@@ -8,20 +8,22 @@
 #include <cstring>
 #include <iterator>
 #include <type_traits>
-#ifdef __FMA__
+
+#if defined(__AVX512F__)
+#define TF_DEFORM_VECTOR_BYTES 64
+#elif defined(__AVX2__) && defined(__FMA__)
+#define TF_DEFORM_VECTOR_BYTES 32
+#else
+#define TF_DEFORM_VECTOR_BYTES 16
+#endif
+#if TF_DEFORM_VECTOR_BYTES > 16
 #include <immintrin.h>
 #endif
 
 namespace tf_deform {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
+constexpr int kVectorBytes = TF_DEFORM_VECTOR_BYTES;
 
 template <typename T>
 struct Vector {
@@ -42,10 +44,10 @@ inline void Store(T* to, typename Vector<T>::Type vector) {
 }
 
 // Returns a * b + c, rounded once where the instruction set can.
-#if defined(__AVX512F__)
+#if TF_DEFORM_VECTOR_BYTES == 64
 inline __m512 MulAdd(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d MulAdd(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
-#elif defined(__FMA__)
+#elif TF_DEFORM_VECTOR_BYTES == 32
 inline __m256 MulAdd(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d MulAdd(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
 #else
@@ -61,10 +63,10 @@ inline typename Vector<T>::Type Broadcast(T value) {
 }
 
 // Returns each lane rounded down.
-#if defined(__AVX512F__)
+#if TF_DEFORM_VECTOR_BYTES == 64
 inline __m512 Floor(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF); }
 inline __m512d Floor(__m512d x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEG_INF); }
-#elif defined(__FMA__)
+#elif TF_DEFORM_VECTOR_BYTES == 32
 inline __m256 Floor(__m256 x) { return _mm256_floor_ps(x); }
 inline __m256d Floor(__m256d x) { return _mm256_floor_pd(x); }
 #else
@@ -77,7 +79,7 @@ inline V Floor(V x) {
 
 // The first `count` lanes of a vector, fewer than it has: what remains of a row. Nothing beyond
 // them is read or written; the lanes that are not read are 0.
-#if defined(__AVX512F__)
+#if TF_DEFORM_VECTOR_BYTES == 64
 template <typename T>
 struct Part {
   explicit Part(int64_t count) : mask((1u << count) - 1) {}
@@ -95,7 +97,7 @@ struct Part {
 template <typename T>
 struct Part {
   explicit Part(int64_t count) : count(count) {}
-#if defined(__AVX2__)
+#if TF_DEFORM_VECTOR_BYTES == 32
   static __m128 LoadHalf(const float* p, int64_t n) {
     if (n == 0) return _mm_setzero_ps();
     const __m128 low =
@@ -158,7 +160,7 @@ inline auto Total(V vector) {
   }
   return parts[0];
 }
-#if defined(__AVX512F__)
+#if TF_DEFORM_VECTOR_BYTES == 64
 inline float Total(__m512 vector) { return _mm512_reduce_add_ps(vector); }
 inline double Total(__m512d vector) { return _mm512_reduce_add_pd(vector); }
 #endif
@@ -169,7 +171,7 @@ inline void Totals(const typename Vector<T>::Type* vectors, T* totals) {
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) totals[i] = Total(vectors[i]);
 }
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if TF_DEFORM_VECTOR_BYTES == 32
 template <>
 inline void Totals<4, float>(const __m256* vectors, float* totals) {
   const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(vectors[0], vectors[1]),

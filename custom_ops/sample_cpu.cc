@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kLine = 32;     // channels that one owner has at least
 constexpr int64_t kWidest = 128;  // channels that one owner has at most
-constexpr int64_t kOwners = 2;    // that there are at least, if there are the channels
 
 // Where a call samples. A sample is what a query has for one group of channels; the samples and the
 // points of each follow one another in memory.
@@ -50,7 +49,7 @@ class Places {
   void ForCells(int64_t begin, int64_t end, Visit&& visit) const {
     Found cells;
     const int64_t last = end * sizes_.groups;
-    const int64_t many = std::max<int64_t>(1, Found::kSize / sizes_.points);
+    const int64_t many = std::max<int64_t>(1, Found::kSize / std::max<int64_t>(1, sizes_.points));
     for (int64_t sample = begin * sizes_.groups; sample < last; sample += many) {
       const int64_t samples = std::min(many, last - sample);
       for (int64_t point = 0; point < sizes_.points; point += Found::kSize) {
@@ -131,6 +130,7 @@ void SampleValues(const Pool& pool, const SampleSizes& sizes, const T* values, c
   const Places<T, kRank> places(sizes, points, weights, image_index);
   const int64_t width = places.width;
   const int64_t cost = sizes.groups * sizes.points * (20 + (width << kRank) / 4);
+  if (sizes.points == 0) std::fill_n(out, sizes.rows * sizes.queries * sizes.channels, T(0));
   ParallelFor(pool, sizes.rows * sizes.queries, cost, [&](int64_t begin, int64_t end) {
     Walk<T, kRank> walk(places, sizes, begin);
     Rows<T, kRank> rows;
@@ -198,7 +198,8 @@ void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* point
   const RowsOfImages rows(sizes, image_index);
   const int64_t width = places.width;
   const int64_t others = std::max<int64_t>(1, sizes.images * sizes.groups);
-  const int64_t owned = std::clamp<int64_t>(width * others / kOwners, 1, std::min(width, kWidest));
+  const int64_t halves = others % 2 && others < 8 ? 2 : 1;  // a few owners are even in number
+  const int64_t owned = std::clamp<int64_t>((width + halves - 1) / halves, 1, kWidest);
   const int64_t slice = (owned + kLine - 1) / kLine * kLine;
   const int64_t slices = (width + slice - 1) / slice;
   const auto clear = [&](int64_t image) {
