@@ -72,8 +72,8 @@ def set_implementation(name):
             "compiled" (the compiled library, or an error). What is saved as a SavedModel is
             portable, unless `export_saved_model` is asked for "compiled".
 
-    The gradients of the CUDA kernels add in no fixed order, so they fail where TensorFlow is told to
-    be deterministic, by `tf.config.experimental.enable_op_determinism`; the CPU's never do.
+    The gradients of the CUDA kernels add in no fixed order: they fail where TensorFlow is told to
+    be deterministic, by `tf.config.experimental.enable_op_determinism`. The CPU's never do.
 
     Raises:
         ValueError: the name is none of these.
