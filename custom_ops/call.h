@@ -46,6 +46,9 @@ Plan MakePlan(const Call& call);
 // Returns what is wrong with the values of image_index, or "".
 std::string CheckIndex(const Plan& plan, const void* const* inputs);
 
+// Where this library lies, with a "/" at the end; the libraries of kernels lie there too.
+std::string FolderOfLibrary();
+
 // The kernels of the best instruction set that the processor has; null with an error if there are
 // none. They lie in libraries of their own beside this one, loaded once.
 const Kernels* LoadKernels(std::string* error);

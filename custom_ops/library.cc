@@ -39,15 +39,8 @@ Loaded Load() {
     loaded.instruction_set = "linked in";
     return loaded;
   }
-  Dl_info own;
-  if (!dladdr(reinterpret_cast<void*>(&LoadKernels), &own)) {
-    loaded.error = "the library cannot find its own path";
-    return loaded;
-  }
-  const std::string path(own.dli_fname);
   const std::string set = InstructionSet();
-  const std::string name =
-      path.substr(0, path.find_last_of('/') + 1) + "tf_deform_kernels_" + set + ".so";
+  const std::string name = FolderOfLibrary() + "tf_deform_kernels_" + set + ".so";
   void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
   void* table = library ? dlsym(library, "TfDeformKernels") : nullptr;
   if (!table) {
@@ -66,6 +59,13 @@ const Loaded& LoadOnce() {
 }
 
 }  // namespace
+
+std::string FolderOfLibrary() {
+  Dl_info own;
+  if (!dladdr(reinterpret_cast<void*>(&LoadKernels), &own)) return "";
+  const std::string path(own.dli_fname);
+  return path.substr(0, path.find_last_of('/') + 1);
+}
 
 const Kernels* LoadKernels(std::string* error) {
   *error = LoadOnce().error;

@@ -1,4 +1,5 @@
-// The CPU kernels of the ops for TensorFlow: one class, which checks a call and runs its plan.
+// The kernels of the ops for TensorFlow, on CPU and GPU: one class, which checks a call and runs its
+// plan.
 
 #include <optional>
 #include <vector>
@@ -6,8 +7,12 @@
 #include "absl/status/status.h"
 #include "attributes.h"
 #include "call.h"
+#include "gpu.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/lib/core/threadpool.h"
+#include "tensorflow/core/platform/tensor_float_32_utils.h"
+#include "tensorflow/core/util/determinism.h"
+#include "xla/stream_executor/stream.h"
 
 namespace tf_deform {
 namespace {
@@ -30,14 +35,23 @@ Pool ThreadsOf(OpKernelContext* context) {
   return {run, context->device()->tensorflow_cpu_worker_threads()->workers};
 }
 
-template <Op kOp, Type kType>
+// TensorFlow's stream, and what it was told of products and sums.
+GpuQueue QueueOf(OpKernelContext* context) {
+  GpuQueue queue;
+  queue.call.stream = context->op_device_context()->stream()->platform_specific_handle().stream;
+  queue.call.tensor_float = tensorflow::tensor_float_32_execution_enabled();
+  queue.call.deterministic = tensorflow::OpDeterminismRequired();
+  return queue;
+}
+
+template <Op kOp, Type kType, bool kGpu>
 class OpKernel : public tensorflow::OpKernel {
  public:
   explicit OpKernel(OpKernelConstruction* context) : tensorflow::OpKernel(context) {
     OP_REQUIRES_OK(context, ReadAttributes(context, kOp, &call_));
     call_.type = kType;
     std::string error;
-    kernels_ = LoadKernels(&error);
+    kernels_ = kGpu ? LoadGpuKernels(&error) : LoadKernels(&error);
     OP_REQUIRES(context, kernels_, absl::FailedPreconditionError(error));
   }
 
@@ -57,8 +71,10 @@ class OpKernel : public tensorflow::OpKernel {
     }
     const Plan plan = MakePlan(call);
     OP_REQUIRES(context, plan.error.empty(), absl::InvalidArgumentError(plan.error));
-    const std::string error = CheckIndex(plan, inputs.data());
-    OP_REQUIRES(context, error.empty(), absl::InvalidArgumentError(error));
+    if (!kGpu) {  // where it cannot be read, the kernels leave out what does not exist
+      const std::string error = CheckIndex(plan, inputs.data());
+      OP_REQUIRES(context, error.empty(), absl::InvalidArgumentError(error));
+    }
     std::vector<void*> outputs;
     for (const Shape& sizes : plan.outputs) {
       TensorShape shape;
@@ -67,7 +83,13 @@ class OpKernel : public tensorflow::OpKernel {
       OP_REQUIRES_OK(context, context->allocate_output(outputs.size(), shape, &output));
       outputs.push_back(output->data());
     }
-    plan.run(*kernels_, ThreadsOf(context), inputs.data(), outputs.data());
+    if constexpr (kGpu) {
+      GpuQueue queue = QueueOf(context);
+      plan.run(*kernels_, queue.pool(), inputs.data(), outputs.data());
+      OP_REQUIRES(context, !queue.error, absl::InternalError(queue.error));
+    } else {
+      plan.run(*kernels_, ThreadsOf(context), inputs.data(), outputs.data());
+    }
   }
 
  private:
@@ -75,19 +97,36 @@ class OpKernel : public tensorflow::OpKernel {
   const Kernels* kernels_ = nullptr;
 };
 
-#define REGISTER(name, op)                                                                       \
-  REGISTER_KERNEL_BUILDER(                                                                       \
-      Name("TfDeform>" name).Device(tensorflow::DEVICE_CPU).TypeConstraint<float>("T"),          \
-      OpKernel<op, Type::kFloat32>);                                                             \
-  REGISTER_KERNEL_BUILDER(                                                                       \
-      Name("TfDeform>" name).Device(tensorflow::DEVICE_CPU).TypeConstraint<double>("T"),         \
-      OpKernel<op, Type::kFloat64>)
-REGISTER("WeightedSample", Op::kSample);
-REGISTER("WeightedSampleGradValues", Op::kSampleGradValues);
-REGISTER("WeightedSampleGradPoints", Op::kSampleGradPoints);
-REGISTER("DeformableConv", Op::kConv);
-REGISTER("DeformableConvGrad", Op::kConvGrad);
-#undef REGISTER
+template <Op kOp, Type kType, bool kGpu>
+void RegisterTyped(const char* name) {
+  tensorflow::register_kernel::Name kernel(name);
+  kernel.Device(kGpu ? tensorflow::DEVICE_GPU : tensorflow::DEVICE_CPU);
+  kernel.TypeConstraint("T", kType == Type::kFloat64 ? tensorflow::DT_DOUBLE
+                                                     : tensorflow::DT_FLOAT);
+  if (IsConv(kOp)) kernel.HostMemory("before");
+  const tensorflow::kernel_factory::OpKernelRegistrar registrar(
+      kernel.Build(), name, [](OpKernelConstruction* context) -> tensorflow::OpKernel* {
+        return new OpKernel<kOp, kType, kGpu>(context);
+      });
+}
+
+// Kernels for a GPU only where they can run: without them TensorFlow places an op on the CPU.
+template <Op kOp>
+bool Register(const char* name) {
+  RegisterTyped<kOp, Type::kFloat32, false>(name);
+  RegisterTyped<kOp, Type::kFloat64, false>(name);
+  std::string error;
+  if (!LoadGpuKernels(&error)) return false;
+  RegisterTyped<kOp, Type::kFloat32, true>(name);
+  RegisterTyped<kOp, Type::kFloat64, true>(name);
+  return true;
+}
+
+const bool kOnGpu[] = {Register<Op::kSample>("TfDeform>WeightedSample"),
+                       Register<Op::kSampleGradValues>("TfDeform>WeightedSampleGradValues"),
+                       Register<Op::kSampleGradPoints>("TfDeform>WeightedSampleGradPoints"),
+                       Register<Op::kConv>("TfDeform>DeformableConv"),
+                       Register<Op::kConvGrad>("TfDeform>DeformableConvGrad")};
 
 }  // namespace
 }  // namespace tf_deform

@@ -99,51 +99,93 @@ TF_DEFORM_INLINE void SetCorner(const Space<T, kRank>& space, int corner, int64_
   }
 }
 
-// Finds the corners of a point under the zeros rule: a sample reads where -1 < p < size. At p = -1
-// it is 0 while its derivative follows the corner that exists, so that zero offsets can learn.
-// point: [kRank].
-template <typename T, int kRank, bool kSlopes>
-TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
-                                  Corners<T, kRank, kSlopes>* corners) {
-  constexpr int kMost = 1 << kRank;
+// The pixel at or below a point, which may be outside, and how far the point is from it.
+template <typename T, int kRank>
+struct Position {
   int64_t index[kRank];
-  T along[kRank][2];
-  int64_t lower = 0;
-  bool interior = true;
-  bool reads = true;
-  corners->count = 0;
-  corners->reads = false;
+  T along[kRank][2];     // as in CornerWeight
+  int64_t lower = 0;     // the pixel's offset
+  bool interior = true;  // whether all corners exist
+  bool reads = true;     // whether a sample here reads those that do
+};
+
+// Sets where a point is; returns false if it is so far outside that it has no corners. point: [kRank].
+template <typename T, int kRank>
+TF_DEFORM_INLINE bool Locate(const T* point, const Space<T, kRank>& space,
+                             Position<T, kRank>* position) {
   TF_DEFORM_UNROLL
   for (int axis = 0; axis < kRank; ++axis) {
     const T p = point[axis];
     // NaN fails the first, infinity one of them: what is cast to an integer is in range.
-    if (!(p >= T(-1)) || !(p < space.limit[axis])) return;
+    if (!(p >= T(-1)) || !(p < space.limit[axis])) return false;
     const T floor = std::floor(p);
-    index[axis] = static_cast<int64_t>(floor);
-    along[axis][1] = p - floor;
-    along[axis][0] = T(1) - along[axis][1];
-    lower += index[axis] * space.stride[axis];
-    interior = interior && index[axis] >= 0 && index[axis] + 1 < space.size[axis];
-    reads = reads && p > T(-1);
+    const int64_t index = static_cast<int64_t>(floor);
+    position->index[axis] = index;
+    position->along[axis][1] = p - floor;
+    position->along[axis][0] = T(1) - position->along[axis][1];
+    position->lower += index * space.stride[axis];
+    position->interior = position->interior && index >= 0 && index + 1 < space.size[axis];
+    position->reads = position->reads && p > T(-1);
   }
-  if (interior) {
+  return true;
+}
+
+template <typename T, int kRank>
+TF_DEFORM_INLINE bool CornerExists(const Space<T, kRank>& space,
+                                   const Position<T, kRank>& position, int corner) {
+  bool exists = true;
+  for (int axis = 0; axis < kRank; ++axis) {
+    const int64_t at = position.index[axis] + Side<kRank>(corner, axis);
+    exists = exists && at >= 0 && at < space.size[axis];
+  }
+  return exists;
+}
+
+// Finds the corners of a point under the zeros rule: a sample reads where -1 < p < size. At p = -1
+// it is 0 while its derivative follows the corner that exists, so that zero offsets can learn.
+template <typename T, int kRank, bool kSlopes>
+TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
+                                  Corners<T, kRank, kSlopes>* corners) {
+  constexpr int kMost = 1 << kRank;
+  Position<T, kRank> at;
+  corners->count = 0;
+  corners->reads = false;
+  if (!Locate(point, space, &at)) return;
+  if (at.interior) {
     TF_DEFORM_UNROLL
     for (int corner = 0; corner < kMost; ++corner) {
-      SetCorner(space, corner, lower, along, corner, corners);
+      SetCorner(space, corner, at.lower, at.along, corner, corners);
     }
     corners->count = kMost;
     corners->reads = true;
     return;
   }
   for (int corner = 0; corner < kMost; ++corner) {
-    bool exists = true;
-    for (int axis = 0; axis < kRank; ++axis) {
-      const int64_t at = index[axis] + Side<kRank>(corner, axis);
-      exists = exists && at >= 0 && at < space.size[axis];
-    }
-    if (exists) SetCorner(space, corner, lower, along, corners->count++, corners);
+    if (!CornerExists(space, at, corner)) continue;
+    SetCorner(space, corner, at.lower, at.along, corners->count++, corners);
   }
-  corners->reads = reads && corners->count > 0;
+  corners->reads = at.reads && corners->count > 0;
+}
+
+// As FindCorners, but each corner has its own place, also one that does not exist: its offset is -1,
+// weight and slope 0. On a GPU, arrays that are indexed so can be kept in registers.
+template <typename T, int kRank, bool kSlopes>
+TF_DEFORM_INLINE void PlaceCorners(const T* point, const Space<T, kRank>& space,
+                                   Corners<T, kRank, kSlopes>* corners) {
+  Position<T, kRank> at;
+  const bool near = Locate(point, space, &at);
+  corners->count = 0;
+  TF_DEFORM_UNROLL
+  for (int corner = 0; corner < 1 << kRank; ++corner) {
+    corners->offset[corner] = -1;
+    corners->weight[corner] = T(0);
+    TF_DEFORM_UNROLL
+    for (int axis = 0; axis < kRank; ++axis) corners->slope[corner][axis] = T(0);
+    if (!near || !CornerExists(space, at, corner)) continue;
+    SetCorner(space, corner, at.lower, at.along, corner, corners);
+    ++corners->count;
+  }
+  corners->reads = near && at.reads && corners->count > 0;
 }
 
 }  // namespace tf_deform

@@ -2,7 +2,8 @@
 
 The portable implementation consists of TensorFlow ops alone. The compiled library holds CPU kernels
 in two ops and their gradients, for TensorFlow's executors and, from TensorFlow 2.20 on, for XLA;
-`python -m tf_deform build` makes it from a checkout. "auto" uses it wherever it can run.
+`python -m tf_deform build` makes it from a checkout, `build --cuda` with kernels for NVIDIA GPUs.
+"auto" uses it wherever it can run, and never takes work off a GPU.
 """
 
 import contextlib
@@ -47,14 +48,15 @@ def compiled_status():
     """Returns the state of the compiled library: (available, devices, reason).
 
     Example:
-        >>> compiled_status().devices in ((), ("CPU",))
+        >>> compiled_status().devices in ((), ("CPU",), ("CPU", "GPU"))
         True
     """
     library, reason = _load()
     if library is None:
         return CompiledStatus(available=False, devices=(), reason=reason)
     reasons = [_without_xla(), _gpu_is_idle()]
-    return CompiledStatus(available=True, devices=("CPU",), reason="; ".join(filter(None, reasons)))
+    devices = ("CPU",) if _text("TfDeformCudaError") else ("CPU", "GPU")
+    return CompiledStatus(available=True, devices=devices, reason="; ".join(filter(None, reasons)))
 
 
 def set_implementation(name):
@@ -64,10 +66,14 @@ def set_implementation(name):
     environment variable TF_DEFORM_IMPLEMENTATION sets it at import.
 
     Args:
-        name: "auto" (compiled wherever it can run, which is where the library is built and
-            TensorFlow lists no GPU, otherwise portable), "portable" (TensorFlow ops only) or
+        name: "auto" (compiled wherever it can run, which is where the library is built and either
+            TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
+            (TensorFlow ops only) or
             "compiled" (the compiled library, or an error). What is saved as a SavedModel is
             portable, unless `export_saved_model` is asked for "compiled".
+
+    The gradients of the CUDA kernels add in no fixed order: they fail where TensorFlow is told to
+    be deterministic, by `tf.config.experimental.enable_op_determinism`. The CPU's never do.
 
     Raises:
         ValueError: the name is none of these.
@@ -171,20 +177,25 @@ def _without_xla():
     error = _text("TfDeformXlaError")
     if error is None:
         return "it has no XLA kernels, which take TensorFlow 2.20, so layers say supports_jit=False"
-    return f"XLA does not take its kernels: {error}" if error else ""
+    if error:
+        return f"XLA does not take its kernels: {error}"
+    if tf.config.list_physical_devices("GPU"):
+        return "it has no XLA kernels for a GPU, so layers say supports_jit=False"
+    return ""
 
 
 def _gpu_is_idle():
     """Returns why "auto" must not use the library, whose kernels would leave a GPU idle, or ""."""
-    if tf.config.list_physical_devices("GPU"):
-        return 'it has no CUDA kernels and a GPU is listed, so "auto" is portable'
+    error = _text("TfDeformCudaError")
+    if error and tf.config.list_physical_devices("GPU"):
+        return f'a GPU is listed, for which {error}, so "auto" is portable'
     return ""
 
 
 def _digest_of_sources():
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*")):
-        if path.suffix in (".cc", ".h", ".txt"):
+        if path.suffix in (".cc", ".cmake", ".cu", ".h", ".txt"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -1,0 +1,27 @@
+// The CUDA kernels behind the table of the CPU's: a plan runs on either.
+
+#ifndef TF_DEFORM_GPU_H_
+#define TF_DEFORM_GPU_H_
+
+#include <string>
+
+#include "kernels.h"
+#include "kernels_cuda.h"
+
+namespace tf_deform {
+
+// What stands where the CPU's kernels have their threads.
+struct GpuQueue {
+  CudaCall call;
+  const char* error = nullptr;  // why a kernel was not started
+
+  Pool pool() { return {nullptr, this}; }
+};
+
+// A table of kernels that take the pool of a GpuQueue, and memory of the device; null with an error if
+// this machine cannot run them. They lie in a library beside this one, loaded once.
+const Kernels* LoadGpuKernels(std::string* error);
+
+}  // namespace tf_deform
+
+#endif  // TF_DEFORM_GPU_H_
