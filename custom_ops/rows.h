@@ -100,14 +100,16 @@ struct Part {
 #if TF_DEFORM_VECTOR_BYTES == 32
   static __m128 LoadHalf(const float* p, int64_t n) {
     if (n == 0) return _mm_setzero_ps();
-    const __m128 low =
-        n & 2 ? _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p))) : _mm_load_ss(p);
-    if (n == 3) return _mm_movelh_ps(low, _mm_load_ss(p + 2));
-    return low;
+    if (n == 1) return _mm_load_ss(p);
+    double two;
+    std::memcpy(&two, p, sizeof two);
+    const __m128 low = _mm_castpd_ps(_mm_set_sd(two));
+    return n == 3 ? _mm_movelh_ps(low, _mm_load_ss(p + 2)) : low;
   }
   static void StoreHalf(float* p, __m128 x, int64_t n) {
     if (n & 2) {
-      _mm_storel_pi(reinterpret_cast<__m64*>(p), x);
+      const double two = _mm_cvtsd_f64(_mm_castps_pd(x));
+      std::memcpy(p, &two, sizeof two);
       x = _mm_movehl_ps(x, x);
       p += 2;
     }
