@@ -92,10 +92,11 @@ TF_DEFORM_INLINE void SetCorner(const Space<T, kRank>& space, int corner, int64_
                                 const T (*along)[2], int at, Corners<T, kRank, kSlopes>* corners) {
   corners->offset[at] = lower + space.corner[corner];
   corners->weight[at] = CornerWeight<kRank>(corner, along);
-  if (!kSlopes) return;
-  TF_DEFORM_UNROLL
-  for (int axis = 0; axis < kRank; ++axis) {
-    corners->slope[at][axis] = CornerSlope<kRank>(corner, axis, along);
+  if constexpr (kSlopes) {
+    TF_DEFORM_UNROLL
+    for (int axis = 0; axis < kRank; ++axis) {
+      corners->slope[at][axis] = CornerSlope<kRank>(corner, axis, along);
+    }
   }
 }
 
