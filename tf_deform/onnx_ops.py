@@ -21,20 +21,21 @@ _this_thread = threading.local()
 
 @contextlib.contextmanager
 def traced():
-    """Returns a context manager, entered while a graph is traced, in which operators are calls."""
-    _this_thread.traces = True
+    """Returns a context manager, entered while a graph is traced, whose operators are calls."""
+    _this_thread.graph = tf.compat.v1.get_default_graph()
     try:
-        # Functions inside the model are traced anew in here, and never used again: TensorFlow keeps
-        # them apart by the functions that choose devices, of which this one is new.
-        with tf.compat.v1.device(lambda op: ""):
-            yield
+        yield
     finally:
-        _this_thread.traces = False
+        _this_thread.graph = None
 
 
 def wanted():
-    """Returns whether what is traced now is to call ONNX operators."""
-    return getattr(_this_thread, "traces", False)
+    """Returns whether what is traced now is to call ONNX operators.
+
+    Not in a tf.function inside the model: TensorFlow keeps what it traces of that, to run it later.
+    """
+    graph = getattr(_this_thread, "graph", None)
+    return graph is not None and graph is tf.compat.v1.get_default_graph()
 
 
 def deform_conv(inputs, kernel, offset, mask, geometry, deformable_groups):
