@@ -77,7 +77,7 @@ format: $(VENV)/.has-dev ## format the code and mend what can be mended
 	@$(RUN) -m ruff check --fix-only
 	@$(RUN) -m ruff format
 
-bench: ops $(VENV)/.has-bench ## time the operators beside their peers
+bench: ops $(VENV)/.has-torchvision ## time the operators beside their peers
 	@echo "==> Running benchmarks/portable.py $(ARGS)"
 	@$(RUN) benchmarks/portable.py $(ARGS)
 	@echo "==> Running benchmarks/compiled.py $(ARGS)"
@@ -136,6 +136,11 @@ $(VENV_LOWEST)/.made:
 
 $(VENV)/.has-%: pyproject.toml constraints.txt | $(VENV)/.made
 	$(call install_extra,$(VENV),$*,constraints.txt)
+
+# Without what it depends on, which would be PyTorch for CUDA.
+$(VENV)/.has-torchvision: $(VENV)/.has-bench
+	@$(VENV)/bin/python -m pip install -qq --no-deps torchvision==0.28.0
+	@touch $@
 
 $(VENV_LOWEST)/.has-test: pyproject.toml constraints-lowest.txt | $(VENV_LOWEST)/.made
 	$(call install_extra,$(VENV_LOWEST),test,constraints-lowest.txt)

@@ -281,10 +281,10 @@ def test_a_folder_in_use_is_not_written_to(tmp_path):
 
 
 def test_the_compiled_implementation_says_why_it_cannot_be_used(tmp_path, monkeypatch):
-    broken = compiled.CompiledStatus(False, (), "no such file")
-    monkeypatch.setattr(compiled, "compiled_status", lambda: broken)
+    model = two_inputs()
+    monkeypatch.setattr(compiled, "_load", lambda: (None, "no such file"))
     with pytest.raises(RuntimeError, match="cannot be used: no such file"):
-        tfd.export_saved_model(two_inputs(), tmp_path / "1", implementation="compiled")
+        tfd.export_saved_model(model, tmp_path / "1", implementation="compiled")
 
 
 @pytest.mark.parametrize("trained_with", ["portable", "compiled"])
