@@ -11,7 +11,9 @@ medians, over
   transformer (affine grid, bilinear);
 - torchvision's deform_conv2d and roi_align, if torchvision is there: its wheel is linked to CUDA,
   but imports beside a PyTorch without it, as tests/goldens/make_torchvision_goldens.py does it
-  (pip install --no-deps torchvision==0.28.0; gcc and nm).
+  (pip install --no-deps torchvision==0.28.0; gcc and nm);
+- TensorFlow Addons' resampler, if `make goldens-addons` has made its environment: addons_peer.py
+  runs it in a process of its own, and a call through the pipe takes some 0.05 ms more.
 
 Training is the forward pass and the gradients of everything. Memory is how much one call raises
 the peak of the process's resident memory, beyond its outputs and gradients: the kernels' buffers
@@ -21,6 +23,7 @@ at once. The results are written to benchmarks/results/compiled.json.
 
 import argparse
 import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -42,11 +45,22 @@ TARGETS = {
     "depthwise forward": 0.8,
     "depthwise training": 1.5,
     "transformer": 0.35,
+    "resampler": 0.5,
     "roi_align": 0.25,
 }
 PEER_ROUNDS = 3  # of torchvision's convolution, which takes seconds
 TIMES = (1, 2, 4, 8, 16)
-PARTS = ("conv", "depthwise", "transformer", "torchvision", "roi_align", "scaling", "memory")
+PARTS = (
+    "conv",
+    "depthwise",
+    "transformer",
+    "resampler",
+    "torchvision",
+    "roi_align",
+    "scaling",
+    "memory",
+)
+ADDONS = Path(__file__).parents[1] / ".venv-addons" / "bin" / "python"
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 
 
@@ -69,6 +83,7 @@ def main():
         "conv": lambda: time_convolutions("convolution", rounds, kept),
         "depthwise": lambda: time_convolutions("depthwise", rounds, kept),
         "transformer": lambda: time_transformers(rounds, kept),
+        "resampler": lambda: time_resamplers(rounds, kept),
         "torchvision": lambda: time_torchvision(min(rounds, PEER_ROUNDS), kept),
         "roi_align": lambda: time_roi_align(rounds),
         "scaling": lambda: time_scaling(rounds),
@@ -149,6 +164,36 @@ def time_transformers(rounds, kept):
         )
     common.report(shapes, ratios, ["compiled"])
     verdict("transformer", [each["compiled"] for ratio in ratios for each in ratio.values()])
+    return dict(zip(map(str, shapes), ratios, strict=True))
+
+
+def time_resamplers(rounds, kept):
+    if not ADDONS.exists():
+        print("\nTensorFlow Addons is not there: left out")
+        return None
+    print("\nResampler at random positions, time over TensorFlow Addons'")
+    shapes = common.TRANSFORMERS[kept]
+    script = Path(__file__).with_name("addons_peer.py")
+    command = [ADDONS, script, str(common.THREADS), json.dumps(shapes)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    ratios = []
+    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as peer:
+
+        def ask(index, each):
+            peer.stdin.write(f"{index} {each}\n")
+            if not peer.stdout.readline():
+                raise RuntimeError(f"{script} ended: run it by hand to see why")
+
+        for index, (batch, height, width, channels) in enumerate(shapes):
+            data = tf.random.stateless_normal([batch, height, width, channels], [1, 1])
+            warp = tf.random.stateless_uniform([batch, height * width, 2], [1, 2])
+            warp *= tf.constant([width, height], tf.float32)
+            ours = common.compiled_calls(tfd.addons.resampler, [data, warp], False)
+            theirs = {each: functools.partial(ask, index, each) for each in ours}
+            ratios.append(ratios_of(ours, theirs, rounds))
+        peer.stdin.close()
+    common.report(shapes, ratios, ["compiled"])
+    verdict("resampler", [each["compiled"] for ratio in ratios for each in ratio.values()])
     return dict(zip(map(str, shapes), ratios, strict=True))
 
 
@@ -249,12 +294,12 @@ def ratios_of(ours, theirs, rounds):
 
 
 def time_scaling(rounds):
-    print("\nTime a pixel of the deformable convolution, over that of a single 1x28x28x64x64")
+    print("\nTime a pixel of the deformable convolution, over that of a single 1x56x56x64x64")
     results = {}
     for what in ("batch", "area"):
         calls = {}
         for times in TIMES:
-            shape = (times, 28, 28, 64, 64) if what == "batch" else (1, 28 * times, 28, 64, 64)
+            shape = (times, 56, 56, 64, 64) if what == "batch" else (1, 56 * times, 56, 64, 64)
             inputs = list(common.convolution_inputs(shape).values())
             found = common.compiled_calls(common.deformable, inputs, False)
             calls |= {(times, each): call for each, call in found.items()}

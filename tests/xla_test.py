@@ -190,7 +190,7 @@ def test_automatic_clusters_take_the_compiled_ops_in():
 
 def test_a_layer_that_xla_cannot_compile_says_so(monkeypatch):
     assert tfd.layers.GridSample().supports_jit
-    monkeypatch.setattr(compiled, "_without_xla", lambda: "no kernels for it")
+    monkeypatch.setattr(compiled, "why_not_xla", lambda: "no kernels for it")
     assert tfd.compiled_status().reason == "no kernels for it"
     layers = [tfd.layers.GridSample(), tfd.layers.DeformableConv2D(2, 3), tfd.layers.RoIAlign(2)]
     assert not any(layer.supports_jit for layer in layers)

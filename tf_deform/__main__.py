@@ -48,7 +48,9 @@ def info():
     print(f"library: {compiled.library_path() if status.available else 'none'}")
     if status.available:
         print(f"devices: {', '.join(status.devices)} ({compiled.instruction_set()})")
-    print(f"note: {status.reason}")
+        print(f"XLA: {'no' if compiled.why_not_xla() else 'yes'}")
+    if status.reason:
+        print(f"note: {status.reason}")
 
 
 def build(cuda=False):

@@ -54,7 +54,7 @@ def compiled_status():
     library, reason = _load()
     if library is None:
         return CompiledStatus(available=False, devices=(), reason=reason)
-    reasons = [_without_xla(), _gpu_is_idle()]
+    reasons = [why_not_xla(), _gpu_is_idle()]
     devices = ("CPU",) if _text("TfDeformCudaError") else ("CPU", "GPU")
     return CompiledStatus(available=True, devices=devices, reason="; ".join(filter(None, reasons)))
 
@@ -172,7 +172,7 @@ def _text(name):
     return function().decode()
 
 
-def _without_xla():
+def why_not_xla():
     """Returns why XLA cannot compile the library's ops, "" if it can."""
     error = _text("TfDeformXlaError")
     if error is None:
@@ -249,7 +249,7 @@ def chosen():
 
 def supports_jit():
     """Returns whether XLA can compile what `chosen` chooses."""
-    return not (_is_used() and _without_xla())
+    return not (_is_used() and why_not_xla())
 
 
 def _is_used():
