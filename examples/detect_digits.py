@@ -71,7 +71,7 @@ def parse(arguments):
         "--scenes", type=int, default=480, help="scenes to train on, of each seed (default: 480)"
     )
     parser.add_argument(
-        "--epochs", type=int, default=12, help="times to train on each scene (default: 12)"
+        "--epochs", type=int, default=10, help="times to train on each scene (default: 10)"
     )
     parser.add_argument(
         "--output",

@@ -68,6 +68,15 @@ def test_no_digit_and_no_part_of_a_photograph_is_both_trained_and_tested_on(exam
         np.testing.assert_array_equal(np.concatenate(halves, axis=1), whole)
 
 
+def test_scenes_show_the_digits_of_their_part(example, monkeypatch):
+    digits = np.full([4, 8, 8], 200, np.uint8)
+    split = {"train": (digits, np.full(4, 3)), "test": (digits, np.full(4, 7))}
+    monkeypatch.setattr(example.detect_data, "split_digits", lambda seed: split)
+    for part, label in (("train", 3), ("test", 7)):
+        scenes = example.detect_data.make_scenes(part, 4, 0)
+        assert set(np.concatenate(scenes.labels)) == {label}
+
+
 def test_proposals_near_a_digit_are_of_its_class_and_deltas_lead_to_its_box(example, boxes_module):
     data = example.detect_data
     scenes = data.make_scenes("train", 6, 0)
