@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 SCENES, DIGITS = 4, 8
 SHOWN_SCORE = 0.5
 BOX, BIN = "#F0E442", "#D55E00"  # a yellow and a red that all eyes tell apart
+BEYOND = "#606060"
 
 
 def draw(models, best, scenes, detections, path):
@@ -24,8 +25,8 @@ def draw(models, best, scenes, detections, path):
         detections: for each scene (boxes, scores, labels).
         path: of the PNG file.
     """
-    figure = plt.figure(figsize=(13.2, 9.0), layout="constrained")
-    above, below = figure.subfigures(2, height_ratios=[2.5, 5.2])
+    figure = plt.figure(figsize=(13.2, 8.0), layout="constrained")
+    above, below = figure.subfigures(2, height_ratios=[2.7, 5.1])
     for axis, scene in zip(above.subplots(1, SCENES), range(len(scenes.images)), strict=False):
         _draw_detections(axis, scenes.images[scene], *detections[scene])
     above.suptitle(f"Test scenes and what {best} found in them", fontsize=14)
@@ -37,7 +38,7 @@ def draw(models, best, scenes, detections, path):
         )
     below.suptitle("A proposal (yellow) and where its bins look (red)", fontsize=14)
     for axis in figure.axes:
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], facecolor=BEYOND)
         axis.spines[:].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
