@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 matplotlib.use("Agg")
 
 SCENES, DIGITS = 4, 8
-SHOWN_SCORE = 0.5
+SHOWN_SCORE = 0.3
 BOX, BIN = "#F0E442", "#D55E00"  # a yellow and a red that all eyes tell apart
 BEYOND = "#606060"
 
