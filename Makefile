@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check install format-check lint types format bench ops sanitize wheel \
+.PHONY: help demo detect test check install format-check lint types format bench ops sanitize wheel \
 	serving soak bazel test-lowest goldens-addons clean
 
 help: ## print these targets
@@ -27,6 +27,10 @@ help: ## print these targets
 demo: $(VENV)/.has-demo ## train on distorted digits, draw the figure, serve the model (ARGS=--quick)
 	@echo "==> Running examples/distorted_digits.py $(ARGS)"
 	@$(RUN) examples/distorted_digits.py $(ARGS)
+
+detect: $(VENV)/.has-demo ## train detectors with three ways of pooling regions, compare them (ARGS=--quick)
+	@echo "==> Running examples/detect_digits.py $(ARGS)"
+	@$(RUN) examples/detect_digits.py $(ARGS)
 
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes"

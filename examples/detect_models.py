@@ -1,0 +1,111 @@
+"""Two-stage detectors that differ in how they pool the features of a proposal."""
+
+import keras
+from detect_data import BACKGROUND, HEIGHT, WIDTH
+
+import tf_deform as tfd
+
+BINS = 4
+STRIDE = 4
+CLASSES = BACKGROUND + 1
+
+
+def build_model(pooling):
+    """Returns the untrained detector whose layer "pooling" is a `tfd.layers.<pooling>`.
+
+    From "images" `[batch, 96, 128, 3]` and "proposals" `[batch, proposals, 4]` it predicts "scores"
+    `[batch, proposals, 11]`, probabilities of the ten digits and of background, and "deltas"
+    `[batch, proposals, 4]` to refine the boxes by.
+    """
+    images = keras.Input([HEIGHT, WIDTH, 3], name="images")
+    proposals = keras.Input([None, 4], name="proposals")
+    head = _position_sensitive_head if pooling == "DeformablePSRoIPooling" else _dense_head
+    scores, deltas = head(_backbone(images), proposals, pooling)
+    return keras.Model(
+        {"images": images, "proposals": proposals},
+        {"scores": keras.layers.Softmax(dtype="float32")(scores), "deltas": deltas},
+        name=pooling,
+    )
+
+
+def _backbone(images):
+    """Returns features `[batch, 24, 32, 64]`."""
+    features = images
+    for filters, strides in ((24, 2), (32, 1), (48, 2), (64, 1), (64, 1)):
+        features = keras.layers.Conv2D(
+            filters,
+            3,
+            strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+        )(features)
+        # Keras's own momentum of 0.99 lags behind a training of a few hundred steps.
+        features = keras.layers.BatchNormalization(momentum=0.9)(features)
+        features = keras.layers.ReLU()(features)
+    return features
+
+
+def _dense_head(features, proposals, pooling):
+    """Pools all features of each bin and reads all bins at once, as Fast R-CNN does."""
+    options = {"spatial_scale": 1 / STRIDE, "name": "pooling"}
+    if pooling == "DeformableRoIPooling":
+        layer = tfd.layers.DeformableRoIPooling(BINS, offset_units=(64,), **options)
+    else:
+        layer = tfd.layers.RoIAlign(BINS, **options)
+    pooled = layer(features, proposals)  # [batch, proposals, bins, bins, channels]
+    flat = keras.layers.Reshape([-1, BINS * BINS * features.shape[-1]])(pooled)
+    hidden = keras.layers.Dense(128, activation="relu")(flat)
+    return keras.layers.Dense(CLASSES)(hidden), keras.layers.Dense(4)(hidden)
+
+
+def _position_sensitive_head(features, proposals, pooling):
+    """Pools from maps that each bin has of its own, and lets the bins vote, as R-FCN does."""
+
+    def maps_of(values, **options):
+        return keras.layers.Conv2D(values * BINS * BINS, 1, **options)(features)
+
+    def pool(values, maps, *offset, **options):
+        layer = getattr(tfd.layers, pooling)(
+            BINS,
+            values,
+            group_size=BINS,
+            part_size=BINS,
+            spatial_scale=1 / STRIDE,
+            **options,
+        )
+        return layer(maps, proposals, *offset)  # [batch, proposals, bins, bins, values]
+
+    # The offsets are pooled too, from bins that stay in place, and start as zeros.
+    offset = pool(2, maps_of(2, kernel_initializer="zeros", name="offset_maps"), name="offset")
+    scores = pool(CLASSES, maps_of(CLASSES), offset, name="pooling")
+    deltas = pool(4, maps_of(4), offset, name="pooling_of_deltas")
+    return keras.ops.mean(scores, axis=(2, 3)), keras.ops.mean(deltas, axis=(2, 3))
+
+
+def moved_bins(model, inputs):
+    """Returns `[batch, proposals, bins, bins, 4]`: where in the image the model's bins lie."""
+    proposals = keras.ops.convert_to_tensor(inputs["proposals"])
+    low, size = proposals[..., :2], proposals[..., 2:] - proposals[..., :2]
+    size = size[..., None, None, :]  # [batch, proposals, 1, 1, (x, y)]
+    steps = keras.ops.arange(BINS, dtype="float32") / BINS
+    steps = keras.ops.stack(keras.ops.meshgrid(steps, steps), axis=-1)  # [bins, bins, (x, y)]
+    start = low[..., None, None, :] + steps * size
+    start += _shift(model, inputs, proposals)[..., ::-1] * size
+    return keras.ops.convert_to_numpy(keras.ops.concatenate([start, start + size / BINS], axis=-1))
+
+
+def _shift(model, inputs, proposals):
+    """Returns `[batch, proposals, bins, bins, (y, x)]`, the bins' shifts in sizes of the box."""
+    layer = model.get_layer("pooling")
+    if isinstance(layer, tfd.layers.DeformablePSRoIPooling):
+        offset = keras.Model(model.inputs, model.get_layer("offset").output)(inputs)
+        return layer.trans_std * offset
+    if isinstance(layer, tfd.layers.RoIAlign):
+        return keras.ops.zeros([*proposals.shape[:2], BINS, BINS, 2])
+    features = keras.Model(model.inputs, layer.input[0])(inputs)
+    pooled = tfd.layers.RoIAlign(BINS, spatial_scale=layer.spatial_scale)(features, proposals)
+    hidden = keras.ops.reshape(pooled, [*proposals.shape[:2], -1])
+    for dense in (*layer.hidden, layer.predictor):
+        hidden = dense(hidden)
+    return layer.gamma * keras.ops.reshape(hidden, [*proposals.shape[:2], BINS, BINS, 2])
