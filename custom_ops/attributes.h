@@ -1,6 +1,8 @@
 #ifndef TF_DEFORM_ATTRIBUTES_H_
 #define TF_DEFORM_ATTRIBUTES_H_
 
+#include <string>
+
 #include "absl/status/status.h"
 #include "call.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -11,6 +13,11 @@ namespace tf_deform {
 inline absl::Status ReadAttributes(tensorflow::OpKernelConstruction* node, Op op, Call* call) {
   call->op = op;
   if (!IsConv(op)) {
+    std::string units;
+    TF_RETURN_IF_ERROR(node->GetAttr("units", &units));
+    call->units = units == "pixels"  ? Units::kPixels
+                  : units == "edges" ? Units::kEdges
+                                     : Units::kCenters;
     TF_RETURN_IF_ERROR(node->GetAttr("weight_count", &call->weight_count));
     return node->GetAttr("index_count", &call->index_count);
   }

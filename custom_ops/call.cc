@@ -41,8 +41,12 @@ std::string ReadSample(const Call& call, SampleSizes* sizes, Shape* out) {
     return Text("values must have shape [images, ", rank, " axes, channels], received ",
                 Text(values));
   }
+  if (call.units < Units::kPixels || call.units > Units::kCenters) {
+    return "units must be pixels, edges or centers";
+  }
   *sizes = {};
   sizes->rank = rank;
+  sizes->units = call.units;
   sizes->images = values[0];
   for (int axis = 0; axis < rank; ++axis) sizes->space[axis] = values[axis + 1];
   sizes->channels = values[rank + 1];
@@ -71,6 +75,7 @@ std::string ReadSample(const Call& call, SampleSizes* sizes, Shape* out) {
 
 template <typename T>
 void PlanSample(const Call& call, Plan* plan) {
+  using W = Wide<T>;
   SampleSizes sizes;
   Shape out;
   plan->error = ReadSample(call, &sizes, &out);
@@ -87,20 +92,20 @@ void PlanSample(const Call& call, Plan* plan) {
                                 void* const* to) {
     const TypedKernels<T>& kernels = all.of<T>();
     const T* const values = static_cast<const T*>(in[0]);
-    const T* const points = static_cast<const T*>(in[1]);
-    const T* const weights = weighted ? static_cast<const T*>(in[2]) : nullptr;
+    const W* const points = static_cast<const W*>(in[1]);
+    const W* const weights = weighted ? static_cast<const W*>(in[2]) : nullptr;
     const int64_t* const index = indexed ? static_cast<const int64_t*>(in[2 + weighted]) : nullptr;
-    T* const first = static_cast<T*>(to[0]);
+    W* const first = static_cast<W*>(to[0]);
     if (op == Op::kSample) {
       kernels.sample(pool, sizes, values, points, weights, index, first);
       return;
     }
-    const T* const gradient = static_cast<const T*>(in[2 + weighted + indexed]);
+    const W* const gradient = static_cast<const W*>(in[2 + weighted + indexed]);
     if (op == Op::kSampleGradValues) {
       kernels.sample_grad_values(pool, sizes, points, weights, index, gradient, first);
     } else {
       kernels.sample_grad_points(pool, sizes, values, points, weights, index, gradient, first,
-                                 weighted ? static_cast<T*>(to[1]) : nullptr);
+                                 weighted ? static_cast<W*>(to[1]) : nullptr);
     }
   };
 }
@@ -190,6 +195,7 @@ std::string ReadConv(const Call& call, ConvSizes* sizes, Shape* out) {
 
 template <typename T>
 void PlanConv(const Call& call, Plan* plan) {
+  using W = Wide<T>;
   ConvSizes sizes;
   Shape out;
   plan->error = ReadConv(call, &sizes, &out);
@@ -200,16 +206,24 @@ void PlanConv(const Call& call, Plan* plan) {
   if (!forward) plan->outputs.assign(call.inputs.begin(), call.inputs.end() - 1);
   plan->run = [=](const Kernels& all, const Pool& pool, const void* const* in, void* const* to) {
     const TypedKernels<T>& kernels = all.of<T>();
-    const auto from = [in](int64_t input) { return static_cast<const T*>(in[input]); };
-    const auto result = [to](int64_t output) { return static_cast<T*>(to[output]); };
-    const T* const mask = masked ? from(3) : nullptr;
+    const T* const inputs = static_cast<const T*>(in[0]);
+    const T* const kernel = static_cast<const T*>(in[1]);
+    const W* const offset = static_cast<const W*>(in[2]);
+    const W* const mask = masked ? static_cast<const W*>(in[3]) : nullptr;
     if (forward) {
-      kernels.conv(pool, sizes, from(0), from(1), from(2), mask, result(0));
+      kernels.conv(pool, sizes, inputs, kernel, offset, mask, static_cast<T*>(to[0]));
     } else {
-      kernels.conv_grad(pool, sizes, from(0), from(1), from(2), mask, from(3 + masked), result(0),
-                        result(1), result(2), masked ? result(3) : nullptr);
+      const auto result = [to](int64_t output) { return static_cast<W*>(to[output]); };
+      kernels.conv_grad(pool, sizes, inputs, kernel, offset, mask,
+                        static_cast<const T*>(in[3 + masked]), result(0), result(1), result(2),
+                        masked ? result(3) : nullptr);
     }
   };
+}
+
+template <typename T>
+void PlanTyped(const Call& call, Plan* plan) {
+  IsConv(call.op) ? PlanConv<T>(call, plan) : PlanSample<T>(call, plan);
 }
 
 }  // namespace
@@ -226,9 +240,13 @@ Plan MakePlan(const Call& call) {
   } else if (static_cast<int64_t>(call.inputs.size()) != expected) {
     plan.error = Text("expected ", expected, " inputs, received ", call.inputs.size());
   } else if (call.type == Type::kFloat32) {
-    conv ? PlanConv<float>(call, &plan) : PlanSample<float>(call, &plan);
+    PlanTyped<float>(call, &plan);
+  } else if (call.type == Type::kFloat64) {
+    PlanTyped<double>(call, &plan);
+  } else if (call.type == Type::kFloat16) {
+    PlanTyped<Float16Bits>(call, &plan);
   } else {
-    conv ? PlanConv<double>(call, &plan) : PlanSample<double>(call, &plan);
+    PlanTyped<Bfloat16Bits>(call, &plan);
   }
   return plan;
 }

@@ -13,17 +13,18 @@
 namespace tf_deform {
 
 enum class Op : int64_t { kSample, kSampleGradValues, kSampleGradPoints, kConv, kConvGrad };
-enum class Type { kFloat32, kFloat64 };
+enum class Type { kFloat32, kFloat64, kFloat16, kBfloat16 };
 using Shape = std::vector<int64_t>;
 
 constexpr bool IsConv(Op op) { return op == Op::kConv || op == Op::kConvGrad; }
 
 struct Call {
   Op op;
-  Type type;
+  Type type;  // of values, or of inputs and kernel; the rest is float32, or float64 if it is that
   std::vector<Shape> inputs;  // of the op, in its order, but for a convolution's `before`
   int64_t weight_count = 0;   // 1 if weights (of a convolution: a mask) are given
   int64_t index_count = 0;    // 1 if image_index is given
+  Units units = Units::kPixels;                     // of a sample's points
   std::vector<int64_t> strides, dilations, before;  // of a convolution: for each axis
 
   // Which of the op's inputs `before` is, -1 if none.

@@ -22,36 +22,36 @@ struct Cells {
   static constexpr int kMost = 1 << kRank;
   using Lanes = typename Vector<T>::Type;
   using Flags = decltype(Lanes{} < Lanes{});
+  static constexpr int64_t kLanes = Vector<T>::kLanes;
+  typedef double Doubles __attribute__((vector_size(8 * kLanes)));
+  typedef int64_t Integers __attribute__((vector_size(8 * kLanes)));
 
+  // Sets what follows from position and factor.
   void Find(const Space<T, kRank>& space, int64_t count) {
-    constexpr int64_t kLanes = Vector<T>::kLanes;
+    // Whole numbers up to 2^51 are added to this exactly, and are its last bits then.
+    constexpr double kInteger = 0x1.8p52;
     for (int64_t i = 0; i < count; i += kLanes) {
       Lanes along[kRank][2];
       Flags all = Flags{} - 1;
+      Doubles offset = Doubles{} + kInteger;
       for (int axis = 0; axis < kRank; ++axis) {
         const Lanes point = Load(position[axis] + i);
         const Lanes floor = Floor(point);
         along[axis][1] = point - floor;
         along[axis][0] = 1 - along[axis][1];
         all &= (floor >= 0) & (floor <= space.last[axis]);
-        Store(lower[axis] + i, floor);
+        offset += __builtin_convertvector(floor, Doubles) * static_cast<double>(space.stride[axis]);
         Store(fraction[axis] + i, along[axis][1]);
       }
 #pragma GCC unroll 8
       for (int corner = 0; corner < kMost; ++corner) {
         Store(weight[corner] + i, CornerWeight<kRank>(corner, along) * Load(factor + i));
       }
+      const Integers first =
+          reinterpret_cast<Integers>(offset) - reinterpret_cast<Integers>(Doubles{} + kInteger);
+      std::memcpy(lower + i, &first, sizeof first);
       std::memcpy(interior + i, &all, sizeof all);
     }
-  }
-
-  // The offset of the first corner of an interior point.
-  int64_t Lower(const Space<T, kRank>& space, int64_t i) const {
-    int64_t offset = 0;
-    for (int axis = 0; axis < kRank; ++axis) {
-      offset += static_cast<int64_t>(lower[axis][i]) * space.stride[axis];
-    }
-    return offset;
   }
 
   // The corners of any point; slow.
@@ -64,20 +64,22 @@ struct Cells {
 
   alignas(64) T position[kRank][kSize] = {};
   alignas(64) T factor[kSize] = {};  // of the sample
-  // Set by Find. Where all corners exist, interior is not 0; the weights hold the factor.
-  alignas(64) T lower[kRank][kSize], fraction[kRank][kSize], weight[kMost][kSize];
+  // Set by Find. Where all corners exist, interior is not 0 and lower is the first one's offset; the
+  // weights hold the factor.
+  alignas(64) T fraction[kRank][kSize], weight[kMost][kSize];
+  alignas(64) int64_t lower[kSize];
   alignas(64) std::conditional_t<sizeof(T) == 4, int32_t, int64_t> interior[kSize];
 };
 
 // out[c] = the sample of channel c at a cell, times its factor.
-template <typename T, int kRank>
+template <typename T, int kRank, typename S, typename Channels>
 inline void Sample(const Cells<T, kRank>& cells, const Space<T, kRank>& space, int64_t i,
-                   const T* __restrict__ values, int64_t channels, T* __restrict__ out) {
+                   const S* __restrict__ values, Channels channels, T* __restrict__ out) {
   constexpr int kMost = 1 << kRank;
   T weight[kMost];
   if (cells.interior[i]) {
     for (int corner = 0; corner < kMost; ++corner) weight[corner] = cells.weight[corner][i];
-    SumRows<kMost>(values + cells.Lower(space, i), space.corner, weight, 0, channels, false, out);
+    SumRows<kMost>(values + cells.lower[i], space.corner, weight, 0, channels, false, out);
     return;
   }
   Corners<T, kRank, false> corners;

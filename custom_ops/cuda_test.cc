@@ -163,6 +163,7 @@ void TestSample(bool hostile) {
   using W = Wide<T>;
   SampleSizes z = {};
   z.rank = Draw(1, 3);
+  z.units = static_cast<tf_deform::Units>(Draw(0, 2));
   for (int axis = 0; axis < z.rank; ++axis) z.space[axis] = Draw(hostile ? 0 : 1, 5);
   z.images = Draw(1, 3);
   z.groups = Draw(1, 3);

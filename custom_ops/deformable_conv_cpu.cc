@@ -6,72 +6,73 @@ namespace tf_deform {
 namespace {
 
 // out[c] = sum over the taps of kernel[tap, c] * sample of tap[c]; with `add`, added to out. A
-// tap's sample is that of kCount rows; weight: [taps, kCount], row: [taps, kCount].
-template <int kCount, typename T>
-inline void DepthwiseRows(const T* const* row, const T* weight, int64_t taps,
-                          const T* __restrict__ kernel, int64_t kernel_stride, int64_t channels,
-                          bool add, T* __restrict__ out) {
+// tap's sample is the sum over kCount rows: row(tap, i) is where one begins, weight(tap, i) its
+// weight.
+template <int kCount, typename T, typename S, typename Row, typename Weight>
+inline void DepthwiseRows(Row&& row, Weight&& weight, int64_t taps, const S* __restrict__ kernel,
+                          int64_t kernel_stride, int64_t channels, bool add,
+                          T* __restrict__ out) {
+  using V = typename Vector<T>::Type;
   constexpr int64_t kLanes = Vector<T>::kLanes;
-  constexpr int kWide = 4;
-  int64_t begin = 0;
-  for (; begin + kWide * kLanes <= channels; begin += kWide * kLanes) {
-    typename Vector<T>::Type total[kWide] = {};
-    if (add) {
-      for (int j = 0; j < kWide; ++j) total[j] = Load(out + begin + j * kLanes);
-    }
+  const int64_t rest = ForBlocks<T, 4>(channels, 0, [&](auto vectors, int64_t c) {
+    V total[vectors] = {};
+    for (int j = 0; add && j < vectors; ++j) total[j] = Load(out + c + j * kLanes);
     for (int64_t tap = 0; tap < taps; ++tap) {
-      typename Vector<T>::Type sum[kWide] = {};
+      V sum[vectors] = {};
       ForRows<kCount>(0, [&](int64_t i) {
-        const T* from = row[tap * kCount + i] + begin;
-        const auto w = Broadcast(weight[tap * kCount + i]);
-        for (int j = 0; j < kWide; ++j) sum[j] = MulAdd(Load(from + j * kLanes), w, sum[j]);
+        const S* from = row(tap, i) + c;
+        const V w = Broadcast<V>(weight(tap, i));
+        for (int j = 0; j < vectors; ++j) sum[j] = MulAdd(Load(from + j * kLanes), w, sum[j]);
       });
-      const T* factor = kernel + tap * kernel_stride + begin;
-      for (int j = 0; j < kWide; ++j)
+      const S* factor = kernel + tap * kernel_stride + c;
+      for (int j = 0; j < vectors; ++j) {
         total[j] = MulAdd(Load(factor + j * kLanes), sum[j], total[j]);
+      }
     }
-    for (int j = 0; j < kWide; ++j) Store(out + begin + j * kLanes, total[j]);
-  }
-  ForChannels<T>(channels - begin, [&](auto load, auto store, int64_t c) {
-    c += begin;
-    typename Vector<T>::Type total = {};
-    if (add) total = load(out + c);
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      typename Vector<T>::Type sum = {};
-      ForRows<kCount>(0, [&](int64_t i) {
-        sum = MulAdd(load(row[tap * kCount + i] + c), Broadcast(weight[tap * kCount + i]), sum);
-      });
-      total = MulAdd(load(kernel + tap * kernel_stride + c), sum, total);
-    }
-    store(out + c, total);
+    for (int j = 0; j < vectors; ++j) Store(out + c + j * kLanes, total[j]);
   });
+  if (rest == channels) return;
+  const Part<T> part(channels - rest);
+  V total = {};
+  if (add) total = part.Load(out + rest);
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    V sum = {};
+    ForRows<kCount>(0, [&](int64_t i) {
+      sum = MulAdd(part.Load(row(tap, i) + rest), Broadcast<V>(weight(tap, i)), sum);
+    });
+    total = MulAdd(part.Load(kernel + tap * kernel_stride + rest), sum, total);
+  }
+  part.Store(out + rest, total);
 }
 
-template <typename T, int kRank>
-class Convolution : Taps<T, kRank> {
+template <typename S, int kRank>
+class Convolution : Taps<S, kRank> {
  public:
-  Convolution(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset,
+  using T = Wide<S>;
+
+  Convolution(const ConvSizes& sizes, const S* inputs, const S* kernel, const T* offset,
               const T* mask)
       : Base(sizes, inputs, kernel, offset, mask) {}
 
-  void Run(const Pool& pool, T* out) const {
+  void Run(const Pool& pool, S* out) const {
     const int64_t points = sizes_.batch * plan_.pixels;
     std::vector<Slice> slices;
     if (!plan_.depthwise()) AddSlices(plan_, 0, sizes_.channels, sizes_.channels, &slices);
-    Products<T> products(plan_, &slices, false);
+    Products<S> products(plan_, &slices, false);
     const Buffer<T> packed(products.packed_size());
     if (!plan_.depthwise()) products.PackKernel(pool, slices, kernel_, packed.get());
-    const std::vector<T> zeros(plan_.depthwise() ? plan_.moved_channels : 0);
+    const std::vector<S> zeros(plan_.depthwise() ? plan_.moved_channels : 0);
     const int64_t cost = kTile * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
     ParallelFor(pool, CeilOfRatio(points, kTile), cost, [&](int64_t begin, int64_t end) {
       const int64_t width = slices.empty() ? 0 : slices[0].width();  // the widest
       const int64_t at_once = slices.empty() ? 0 : plan_.TapsAtOnce(width);
       const int64_t stride = Plan<T>::Stride(at_once * width);
       const Buffer<T> columns(kTile * stride);
+      const Buffer<T> wide(kNarrow<S> ? kTile * sizes_.filters : 0);
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t first = tile * kTile;
         const int64_t count = std::min(kTile, points - first);
-        T* to = out + first * sizes_.filters;
+        T* const to = SumsOf(out + first * sizes_.filters, wide.get());
         if (plan_.depthwise()) DepthwiseTile(first, count, zeros.data(), to);
         for (const Slice& slice : slices) {
           for (int64_t tap = 0; tap < plan_.taps; tap += at_once) {
@@ -80,12 +81,13 @@ class Convolution : Taps<T, kRank> {
             products.Forward(slice, tap, taps, columns.get(), stride, count, packed.get(), to);
           }
         }
+        Narrow(to, count * sizes_.filters, out + first * sizes_.filters);
       }
     });
   }
 
  private:
-  using Base = Taps<T, kRank>;
+  using Base = Taps<S, kRank>;
   using Base::kMost;
   using typename Base::Chunk;
   using typename Base::Found;
@@ -98,8 +100,8 @@ class Convolution : Taps<T, kRank> {
       const int64_t begin = std::max(slice.begin, moved * plan_.moved_channels);
       const int64_t width = std::min(slice.end, (moved + 1) * plan_.moved_channels) - begin;
       this->ForChunks(first, count, moved, tap, taps, [&](const Chunk& chunk) {
+        const S* image = inputs_ + chunk.image * space_.elements + begin;
         for (int64_t point = 0; point < chunk.points; ++point) {
-          const T* image = inputs_ + chunk.image[point] * space_.elements + begin;
           T* to = columns + (chunk.first - first + point) * stride + begin - slice.begin;
           for (int64_t each = 0; each < taps; ++each, to += slice.width()) {
             Sample(chunk.cells, space_, point * taps + each, image, width, to);
@@ -109,49 +111,52 @@ class Convolution : Taps<T, kRank> {
     }
   }
 
+  // out: [count, filters]. zeros: the channels of a deformable group.
+  void DepthwiseTile(int64_t first, int64_t count, const S* zeros, T* out) const {
+    const int64_t width = plan_.moved_channels;
+    for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
+      const int64_t begin = moved * width;
+      for (int64_t tap = 0; tap < plan_.taps; tap += Found::kSize) {
+        const int64_t taps = std::min(Found::kSize, plan_.taps - tap);
+        const S* kernel = kernel_ + tap * sizes_.filters + begin;
+        this->ForChunks(first, count, moved, tap, taps, [&](const Chunk& chunk) {
+          const Found& cells = chunk.cells;
+          const S* image = inputs_ + chunk.image * space_.elements + begin;
+          T* to = out + (chunk.first - first) * sizes_.filters + begin;
+          for (int64_t cell = 0; cell < chunk.points * taps; cell += taps, to += sizes_.filters) {
+            const auto rows = [&](auto&& row, auto&& weight) {
+              DepthwiseRows<kMost>(row, weight, taps, kernel, sizes_.filters, width, tap > 0, to);
+            };
+            if (std::all_of(cells.interior + cell, cells.interior + cell + taps,
+                            [](auto inside) { return inside; })) {
+              rows([&](int64_t tap, int64_t i) {
+                return image + cells.lower[cell + tap] + space_.corner[i];
+              }, [&](int64_t tap, int64_t i) { return cells.weight[i][cell + tap]; });
+              continue;
+            }
+            const S* row[Found::kSize * kMost];
+            T weight[Found::kSize * kMost];
+            for (int64_t each = 0; each < taps; ++each) {
+              RowsOf(cells, cell + each, image, zeros, row + each * kMost, weight + each * kMost);
+            }
+            rows([&](int64_t tap, int64_t i) { return row[tap * kMost + i]; },
+                 [&](int64_t tap, int64_t i) { return weight[tap * kMost + i]; });
+          }
+        });
+      }
+    }
+  }
+
   // Where the rows of a cell's corners begin, and their weights, for all kMost: corners that are
   // not there read zeros.
-  void RowsOf(const Found& cells, int64_t cell, const T* image, const T* zeros, const T** row,
+  void RowsOf(const Found& cells, int64_t cell, const S* image, const S* zeros, const S** row,
               T* weight) const {
-    if (cells.interior[cell]) {
-      const T* lower = image + cells.Lower(space_, cell);
-      for (int i = 0; i < kMost; ++i) {
-        row[i] = lower + space_.corner[i];
-        weight[i] = cells.weight[i][cell];
-      }
-      return;
-    }
     Corners<T, kRank, false> corners;
     cells.Corner(space_, cell, &corners);
     const int count = corners.reads ? corners.count : 0;
     for (int i = 0; i < kMost; ++i) {
       row[i] = i < count ? image + corners.offset[i] : zeros;
       weight[i] = i < count ? corners.weight[i] * cells.factor[cell] : T(0);
-    }
-  }
-
-  // out: [count, filters]. zeros: the channels of a deformable group.
-  void DepthwiseTile(int64_t first, int64_t count, const T* zeros, T* out) const {
-    const int64_t width = plan_.moved_channels;
-    const T* row[Found::kSize * kMost];
-    T weight[Found::kSize * kMost];
-    for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
-      const int64_t begin = moved * width;
-      for (int64_t tap = 0; tap < plan_.taps; tap += Found::kSize) {
-        const int64_t taps = std::min(Found::kSize, plan_.taps - tap);
-        this->ForChunks(first, count, moved, tap, taps, [&](const Chunk& chunk) {
-          for (int64_t point = 0; point < chunk.points; ++point) {
-            const T* image = inputs_ + chunk.image[point] * space_.elements + begin;
-            for (int64_t each = 0; each < taps; ++each) {
-              RowsOf(chunk.cells, point * taps + each, image, zeros, row + each * kMost,
-                     weight + each * kMost);
-            }
-            T* to = out + (chunk.first - first + point) * sizes_.filters + begin;
-            DepthwiseRows<kMost>(row, weight, taps, kernel_ + tap * sizes_.filters + begin,
-                                 sizes_.filters, width, tap > 0, to);
-          }
-        });
-      }
     }
   }
 
@@ -162,10 +167,10 @@ class Convolution : Taps<T, kRank> {
   using Base::space_;
 };
 
-template <typename T, int kRank>
-void Forward(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
-             const T* offset, const T* mask, T* out) {
-  Convolution<T, kRank>(sizes, inputs, kernel, offset, mask).Run(pool, out);
+template <typename S, int kRank, typename T = Wide<S>>
+void Forward(const Pool& pool, const ConvSizes& sizes, const S* inputs, const S* kernel,
+             const T* offset, const T* mask, S* out) {
+  Convolution<S, kRank>(sizes, inputs, kernel, offset, mask).Run(pool, out);
 }
 
 }  // namespace
@@ -180,5 +185,7 @@ void SetConvKernels(TypedKernels<T>* kernels) {
 
 template void SetConvKernels<float>(TypedKernels<float>*);
 template void SetConvKernels<double>(TypedKernels<double>*);
+template void SetConvKernels<Float16Bits>(TypedKernels<Float16Bits>*);
+template void SetConvKernels<Bfloat16Bits>(TypedKernels<Bfloat16Bits>*);
 
 }  // namespace tf_deform

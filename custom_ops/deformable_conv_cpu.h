@@ -8,7 +8,9 @@
 #define TF_DEFORM_DEFORMABLE_CONV_CPU_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -125,9 +127,9 @@ void AddSlices(const Plan<T>& plan, int64_t begin, int64_t end, int64_t wanted,
   }
 }
 
-// The products of a dense or grouped convolution. Columns are [count, taps, channels of the slice],
+// The products of a dense or grouped convolution of numbers of type S. Columns are [count, taps, channels of the slice],
 // of which rows are `stride` apart; the taps are those from `tap` on.
-template <typename T>
+template <typename S, typename T = Wide<S>>
 class Products {
  public:
   Products(const Plan<T>& plan, std::vector<Slice>* slices, bool transposed)
@@ -143,7 +145,7 @@ class Products {
   int64_t packed_size() const { return size_; }
 
   // Packs the kernel, or its transpose tap by tap.
-  void PackKernel(const Pool& pool, const std::vector<Slice>& slices, const T* kernel,
+  void PackKernel(const Pool& pool, const std::vector<Slice>& slices, const S* kernel,
                   T* packed) const {
     const int64_t filters = plan_.group_filters;
     const int64_t cost = size_ / slices.size() * 2;
@@ -152,7 +154,7 @@ class Products {
           for (int64_t each = first; each < last; ++each) {
             const int64_t tap = each % plan_.taps;
             for (const Piece& piece : slices[each / plan_.taps].pieces) {
-              const T* from = kernel + plan_.Filters(tap, piece.begin);
+              const S* from = kernel + plan_.Filters(tap, piece.begin);
               T* to = packed + piece.packed;
               if (transposed_) {
                 Pack(from, 1, plan_.sizes.filters, filters, piece.width(), filters * kPanel<T>,
@@ -242,10 +244,15 @@ class Products {
 };
 
 // The arguments of a convolution, and the cells of its taps.
-template <typename T, int kRank>
+template <typename S, int kRank>
 class Taps {
  protected:
-  Taps(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset, const T* mask)
+  using T = Wide<S>;
+  using Found = Cells<T, kRank>;
+  static constexpr int kMost = Found::kMost;
+  static constexpr int kLast = kRank - 1;
+
+  Taps(const ConvSizes& sizes, const S* inputs, const S* kernel, const T* offset, const T* mask)
       : plan_(sizes),
         sizes_(sizes),
         inputs_(inputs),
@@ -262,63 +269,98 @@ class Taps {
         rest /= sizes.kernel[axis];
       }
     }
+    for (int axis = 0; axis < kRank; ++axis) {
+      const double farthest = 1.0 * sizes.output[axis] * sizes.strides[axis] +
+                              1.0 * sizes.kernel[axis] * sizes.dilations[axis] +
+                              std::abs(1.0 * sizes.before[axis]);
+      exact_ = exact_ && farthest < 1 / std::numeric_limits<T>::epsilon();
+    }
   }
 
-  using Found = Cells<T, kRank>;
-  static constexpr int kMost = Found::kMost;
-
-  // Some points' taps as cells: point by point, tap by tap.
+  // The taps of some points of a row of the output as cells: point by point, tap by tap.
   struct Chunk {
     Found cells;
-    int64_t first, points;
-    int64_t image[Found::kSize];  // of each point
+    int64_t first, points, image;
   };
 
-  // Calls visit(chunk) for the taps [tap, tap + taps) of `count` output pixels of the batch. A
-  // position is made in integers; adding the offset is the only rounding.
+  // Calls visit(chunk) for the taps [tap, tap + taps) of `count` output pixels of the batch.
   template <typename Visit>
   void ForChunks(int64_t first, int64_t count, int64_t moved, int64_t tap, int64_t taps,
                  Visit&& visit) const {
-    Chunk chunk;
     const int64_t most = Found::kSize / taps;
+    Chunk chunk;
+    T place[kRank][Found::kSize];
+    for (int axis = 0; axis < kRank; ++axis) {
+      for (int64_t cell = 0; cell < most * taps; ++cell) {
+        place[axis][cell] = static_cast<T>(PlaceOf(cell, tap, taps, axis));
+      }
+    }
     int64_t at[kRank];
-    int64_t image = first / plan_.pixels;
     int64_t rest = first % plan_.pixels;
-    for (int axis = kRank - 1; axis >= 0; --axis) {
+    for (int axis = kLast; axis >= 0; --axis) {
       at[axis] = rest % sizes_.output[axis];
       rest /= sizes_.output[axis];
     }
-    for (int64_t start = first; start < first + count; start += most) {
-      chunk.first = start;
-      chunk.points = std::min(most, first + count - start);
-      int64_t cell = 0;
-      for (int64_t point = start; point < start + chunk.points; ++point) {
-        const int64_t from = (point * sizes_.deformable_groups + moved) * plan_.taps + tap;
-        const T* shift = offset_ + from * kRank;
-        chunk.image[point - start] = image;
-        for (int64_t each = 0; each < taps; ++each, ++cell) {
-          const int64_t* place = tap_.data() + (tap + each) * kRank;
-          for (int axis = 0; axis < kRank; ++axis) {
-            chunk.cells.position[axis][cell] =
-                static_cast<T>(at[axis] * sizes_.strides[axis] + place[axis]) +
-                shift[each * kRank + axis];
-          }
-          chunk.cells.factor[cell] = mask_ ? mask_[from + each] : T(1);
-        }
-        int axis = kRank - 1;
-        while (axis >= 0 && ++at[axis] == sizes_.output[axis]) at[axis--] = 0;
-        image += axis < 0;
+    chunk.image = first / plan_.pixels;
+    for (chunk.first = first; chunk.first < first + count; chunk.first += chunk.points) {
+      chunk.points = std::min({most, first + count - chunk.first, sizes_.output[kLast] - at[kLast]});
+      const int64_t groups = sizes_.deformable_groups;
+      const int64_t from = (chunk.first * groups + moved) * plan_.taps + tap;
+      const bool joined = groups == 1 && taps == plan_.taps;  // offsets, from point to point
+      const int64_t run = joined ? chunk.points * taps : taps;
+      for (int64_t cell = 0, next = from; cell < chunk.points * taps;
+           cell += run, next += groups * plan_.taps) {
+        SetCells(next, run, cell, &chunk.cells);
       }
-      chunk.cells.Find(space_, cell);
+      for (int axis = 0; axis < kRank; ++axis) {
+        T* position = chunk.cells.position[axis];
+        const int64_t start = at[axis] * sizes_.strides[axis];
+        const T base = static_cast<T>(start);
+        for (int64_t cell = 0; cell < chunk.points * taps; ++cell) {
+          // Adding the offset is the only rounding.
+          position[cell] += exact_ ? base + place[axis][cell]
+                                   : static_cast<T>(start + PlaceOf(cell, tap, taps, axis));
+        }
+      }
+      chunk.cells.Find(space_, chunk.points * taps);
       visit(chunk);
+      int axis = kLast;
+      at[axis] += chunk.points;
+      while (axis >= 0 && at[axis] == sizes_.output[axis]) {
+        at[axis--] = 0;
+        if (axis >= 0) ++at[axis];
+      }
+      chunk.image += axis < 0;
     }
   }
 
   const Plan<T> plan_;
   const ConvSizes& sizes_;
-  const T *inputs_, *kernel_, *offset_, *mask_;
+  const S *inputs_, *kernel_;
+  const T *offset_, *mask_;
   Space<T, kRank> space_;
   std::vector<int64_t> tap_;  // [taps, rank]: positions relative to the output pixel's
+  bool exact_ = true;         // whether all positions without offsets are exact as T
+
+ private:
+  // Sets `count` cells, from `at` on, to the offsets of the taps from `first` on, and their masks.
+  void SetCells(int64_t first, int64_t count, int64_t at, Found* cells) const {
+    for (int axis = 0; axis < kRank; ++axis) {
+      const T* from = offset_ + first * kRank + axis;
+      for (int64_t i = 0; i < count; ++i) cells->position[axis][at + i] = from[i * kRank];
+    }
+    if (mask_) {
+      std::copy_n(mask_ + first, count, cells->factor + at);
+    } else {
+      std::fill_n(cells->factor + at, count, T(1));
+    }
+  }
+
+  // Where a cell of a chunk of so many taps is, relative to the chunk's first pixel, without offset.
+  int64_t PlaceOf(int64_t cell, int64_t tap, int64_t taps, int axis) const {
+    const int64_t moves = axis == kLast ? cell / taps * sizes_.strides[axis] : 0;
+    return tap_[(tap + cell % taps) * kRank + axis] + moves;
+  }
 };
 
 }  // namespace

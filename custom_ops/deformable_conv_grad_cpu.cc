@@ -14,63 +14,68 @@ constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all
 
 // What a tap needs of its channels, in one pass over them: its sample into columns, the dot
 // products of its corners with the gradient, and the gradient added to the corners. kCount corners.
-template <int kCount, typename T>
-inline void BackwardRows(const T* __restrict__ values, const int64_t* offset, const T* weight,
+template <int kCount, typename S, typename T>
+inline void BackwardRows(const S* __restrict__ values, const int64_t* offset, const T* weight,
                          const T* __restrict__ gradient, int64_t channels, T* __restrict__ columns,
                          T* __restrict__ values_gradient, T* dot) {
   typename Vector<T>::Type dots[kCount] = {};
-  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
-    const auto part = load(gradient + c);
-    typename Vector<T>::Type sum = {};
+  ForChannels<T>(channels, [&](auto lanes, int64_t c) {
+    using V = typename decltype(lanes)::Type;
+    const V part = lanes.Load(gradient + c);
+    V sum = {};
     ForRows<kCount>(0, [&](int64_t i) {
-      const auto value = load(values + offset[i] + c);
-      const auto w = Broadcast(weight[i]);
+      const V value = lanes.Load(values + offset[i] + c);
+      const V w = Broadcast<V>(weight[i]);
       sum = MulAdd(value, w, sum);
       dots[i] = MulAdd(value, part, dots[i]);
       T* to = values_gradient + offset[i] + c;
-      store(to, MulAdd(part, w, load(to)));
+      lanes.Store(to, MulAdd(part, w, lanes.Load(to)));
     });
-    store(columns + c, sum);
+    lanes.Store(columns + c, sum);
   });
   Totals<kCount>(dots, dot);
 }
 
 // The same of a depthwise convolution, whose gradient is what is upstream times the tap's kernel.
-template <int kCount, typename T>
-inline void DepthwiseBackwardRows(const T* __restrict__ values, const int64_t* offset,
+// The sample goes to the kernel's gradient.
+template <int kCount, typename S, typename T>
+inline void DepthwiseBackwardRows(const S* __restrict__ values, const int64_t* offset,
                                   const T* weight, const T* __restrict__ upstream,
-                                  const T* __restrict__ kernel, int64_t channels,
+                                  const S* __restrict__ kernel, int64_t channels,
                                   T* __restrict__ values_gradient, T* __restrict__ kernel_gradient,
                                   T* dot) {
   typename Vector<T>::Type dots[kCount] = {};
-  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
-    const auto above = load(upstream + c);
-    const auto part = above * load(kernel + c);
-    typename Vector<T>::Type sum = {};
+  ForChannels<T>(channels, [&](auto lanes, int64_t c) {
+    using V = typename decltype(lanes)::Type;
+    const V above = lanes.Load(upstream + c);
+    const V part = above * lanes.Load(kernel + c);
+    V sum = {};
     ForRows<kCount>(0, [&](int64_t i) {
-      const auto value = load(values + offset[i] + c);
-      const auto w = Broadcast(weight[i]);
+      const V value = lanes.Load(values + offset[i] + c);
+      const V w = Broadcast<V>(weight[i]);
       sum = MulAdd(value, w, sum);
       dots[i] = MulAdd(value, part, dots[i]);
       T* to = values_gradient + offset[i] + c;
-      store(to, MulAdd(part, w, load(to)));
+      lanes.Store(to, MulAdd(part, w, lanes.Load(to)));
     });
-    store(kernel_gradient + c, MulAdd(sum, above, load(kernel_gradient + c)));
+    lanes.Store(kernel_gradient + c, MulAdd(sum, above, lanes.Load(kernel_gradient + c)));
   });
   Totals<kCount>(dots, dot);
 }
 
-template <typename T, int kRank>
-class Gradient : Taps<T, kRank> {
+template <typename S, int kRank>
+class Gradient : Taps<S, kRank> {
  public:
-  Gradient(const ConvSizes& sizes, const T* inputs, const T* kernel, const T* offset, const T* mask)
+  using T = Wide<S>;
+
+  Gradient(const ConvSizes& sizes, const S* inputs, const S* kernel, const T* offset, const T* mask)
       : Base(sizes, inputs, kernel, offset, mask) {}
 
-  void Run(const Pool& pool, const T* gradient, T* inputs_gradient, T* kernel_gradient,
+  void Run(const Pool& pool, const S* gradient, T* inputs_gradient, T* kernel_gradient,
            T* offset_gradient, T* mask_gradient) const;
 
  private:
-  using Base = Taps<T, kRank>;
+  using Base = Taps<S, kRank>;
   using Base::kMost;
   using typename Base::Chunk;
   using typename Base::Found;
@@ -85,13 +90,16 @@ class Gradient : Taps<T, kRank> {
     T *inputs_gradient, *kernel_gradient;
   };
 
-  void BackwardTile(const Owner& owner, const Products<T>& products, int64_t first, int64_t count,
+  void BackwardTile(const Owner& owner, const Products<S>& products, int64_t first, int64_t count,
                     const T* gradient, T* share) const;
   void DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count, const T* gradient,
                              T* share) const;
-  template <typename Visit, typename Nothing>
-  void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Visit&& visit,
-                     Nothing&& nothing) const;
+  template <typename Interior, typename Outer>
+  void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Interior&& interior,
+                     Outer&& outer) const;
+  void DepthwiseInterior(const Chunk& chunk, int64_t tap, int64_t taps, const S* values,
+                         const S* kernel, const T* upstream, int64_t width, T* values_gradient,
+                         T* kernel_gradient, T (*dots)[Found::kSize]) const;
   void SumPoints(int64_t per_moved, int64_t point, const T* partial, int64_t slice_stride,
                  T* offset_gradient, T* mask_gradient) const;
 
@@ -102,54 +110,45 @@ class Gradient : Taps<T, kRank> {
   using Base::space_;
 };
 
-// Calls visit(constant, point, tap, from, offset, weight, reads, dot) for every cell with corners:
-// it adds to what it owns, for as many corners as the constant says, at from + offset[i], and sets
-// dot[i]; where it does not read, it only does the latter. nothing(point, tap) is called for a cell
-// without corners. The gradients of the points are written to share, [points, all taps, rank + 1].
-template <typename T, int kRank>
-template <typename Visit, typename Nothing>
-void Gradient<T, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Visit&& visit,
-                                       Nothing&& nothing) const {
+// Sets the gradients of the points, share [points, all taps, rank + 1], from what two functions find,
+// which also add to what the owner has:
+// - interior(dots) sets dots[i][cell] for all cells whose corners i all exist;
+// - outer(constant, point, tap, offset, weight, reads, dot) is called for every other cell and sets
+//   dot[i] for as many corners as the constant says, at offset[i] in the image; where it does not
+//   read it does nothing else.
+template <typename S, int kRank>
+template <typename Interior, typename Outer>
+void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* share,
+                                       Interior&& interior, Outer&& outer) const {
   const Found& cells = chunk.cells;
   const int64_t stride = plan_.taps * (kRank + 1);  // of share, from point to point
-  alignas(64) T dots[kMost][Found::kSize];
+  alignas(64) T dots[kMost][Found::kSize] = {};
   alignas(64) T gradients[kRank + 1][Found::kSize];
-  T weight[kMost], dot[kMost];
+  interior(dots);
+  PointGradients(cells, chunk.points * taps, dots, gradients);
   int64_t cell = 0;
   for (int64_t point = 0; point < chunk.points; ++point) {
-    const int64_t image = chunk.image[point] * space_.elements;
-    for (int64_t tap = 0; tap < taps; ++tap, ++cell) {
+    T* to = share + point * stride;
+    for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += kRank + 1) {
       if (cells.interior[cell]) {
-        for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
-        visit(std::integral_constant<int, kMost>(), point, tap, image + cells.Lower(space_, cell),
-              space_.corner, weight, true, dot);
-        for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
+        for (int axis = 0; axis <= kRank; ++axis) to[axis] = gradients[axis][cell];
         continue;
       }
       Corners<T, kRank> corners;
       cells.Corner(space_, cell, &corners);
+      T weight[kMost], dot[kMost];
       for (int i = 0; i < corners.count; ++i) weight[i] = corners.weight[i] * cells.factor[cell];
-      if (corners.count == 0) nothing(point, tap);
       WithConstant<kMost>(corners.count, [&](auto count) {
-        visit(count, point, tap, image, corners.offset, weight, corners.reads, dot);
+        outer(count, point, tap, corners.offset, weight, corners.reads, dot);
       });
-      PointGradient(corners, cells.factor[cell], dot, share + point * stride + tap * (kRank + 1));
-    }
-  }
-  PointGradients(cells, cell, dots, gradients);
-  cell = 0;
-  for (int64_t point = 0; point < chunk.points; ++point) {
-    T* to = share + point * stride;
-    for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += kRank + 1) {
-      if (!cells.interior[cell]) continue;
-      for (int axis = 0; axis <= kRank; ++axis) to[axis] = gradients[axis][cell];
+      PointGradient(corners, cells.factor[cell], dot, to);
     }
   }
 }
 
 // share: [count, taps, rank + 1].
-template <typename T, int kRank>
-void Gradient<T, kRank>::BackwardTile(const Owner& owner, const Products<T>& products,
+template <typename S, int kRank>
+void Gradient<S, kRank>::BackwardTile(const Owner& owner, const Products<S>& products,
                                       int64_t first, int64_t count, const T* gradient,
                                       T* share) const {
   const Slice& slice = owner.slice;
@@ -161,27 +160,39 @@ void Gradient<T, kRank>::BackwardTile(const Owner& owner, const Products<T>& pro
     products.ColumnsGradient(slice, tap, taps, owner.packed, gradient, count,
                              owner.columns_gradient, stride);
     this->ForChunks(first, count, owner.moved, tap, taps, [&](const Chunk& chunk) {
+      const Found& cells = chunk.cells;
       const int64_t start = chunk.first - first;
-      const auto column_of = [&](int64_t point, int64_t each) {
-        return (start + point) * stride + each * width;
-      };
+      const int64_t image = chunk.image * space_.elements + slice.begin;
+      const S* values = inputs_ + image;
+      T* values_gradient = owner.inputs_gradient + image;
+      T* columns = owner.columns + start * stride;
+      const T* columns_gradient = owner.columns_gradient + start * stride;
       BackwardChunk(
           chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
-          [&](auto corners, int64_t point, int64_t each, int64_t from, const int64_t* offset,
-              const T* weight, bool reads, T* dot) {
-            const int64_t column = column_of(point, each);
-            const T* part = owner.columns_gradient + column;
-            const T* values = inputs_ + from + slice.begin;
-            if (reads) {
-              BackwardRows<corners>(values, offset, weight, part, width, owner.columns + column,
-                                    owner.inputs_gradient + from + slice.begin, dot);
-            } else {
-              std::fill_n(owner.columns + column, width, T(0));
-              DotRows<corners>(values, offset, part, width, dot);
+          [&](T (*dots)[Found::kSize]) {
+            T weight[kMost], dot[kMost];
+            for (int64_t cell = 0; cell < chunk.points * taps; ++cell) {
+              const int64_t column = cell / taps * stride + cell % taps * width;
+              if (!cells.interior[cell]) {
+                std::fill_n(columns + column, width, T(0));
+                continue;
+              }
+              for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
+              BackwardRows<kMost>(values + cells.lower[cell], space_.corner, weight,
+                                  columns_gradient + column, width, columns + column,
+                                  values_gradient + cells.lower[cell], dot);
+              for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
             }
           },
-          [&](int64_t point, int64_t each) {
-            std::fill_n(owner.columns + column_of(point, each), width, T(0));
+          [&](auto corners, int64_t point, int64_t each, const int64_t* offset, const T* weight,
+              bool reads, T* dot) {
+            const int64_t column = point * stride + each * width;
+            if (reads) {
+              BackwardRows<corners>(values, offset, weight, columns_gradient + column, width,
+                                    columns + column, values_gradient, dot);
+            } else {
+              DotRows<corners>(values, offset, columns_gradient + column, width, dot);
+            }
           });
     });
     products.AddKernelGradient(slice, tap, taps, owner.columns, stride, owner.packed_gradient,
@@ -189,42 +200,109 @@ void Gradient<T, kRank>::BackwardTile(const Owner& owner, const Products<T>& pro
   }
 }
 
-template <typename T, int kRank>
-void Gradient<T, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count,
+template <typename S, int kRank>
+void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count,
                                                const T* gradient, T* share) const {
-  const int64_t channel = owner.slice.begin;
   const int64_t width = owner.slice.width();
   for (int64_t tap = 0; tap < plan_.taps; tap += Found::kSize) {
     const int64_t taps = std::min(Found::kSize, plan_.taps - tap);
     this->ForChunks(first, count, owner.moved, tap, taps, [&](const Chunk& chunk) {
       const int64_t start = chunk.first - first;
+      const int64_t image = chunk.image * space_.elements + owner.slice.begin;
+      const int64_t filter = tap * sizes_.filters + owner.slice.begin;
+      const S* values = inputs_ + image;
+      T* values_gradient = owner.inputs_gradient + image;
+      const T* upstream = gradient + start * sizes_.filters + owner.slice.begin;
       BackwardChunk(
           chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
-          [&](auto corners, int64_t point, int64_t each, int64_t from, const int64_t* offset,
-              const T* weight, bool reads, T* dot) {
-            const T* upstream = gradient + (start + point) * sizes_.filters + channel;
-            const int64_t filter = (tap + each) * sizes_.filters + channel;
-            const T* values = inputs_ + from + channel;
-            if (reads) {
-              DepthwiseBackwardRows<corners>(values, offset, weight, upstream, kernel_ + filter,
-                                             width, owner.inputs_gradient + from + channel,
-                                             owner.kernel_gradient + filter, dot);
-            } else {
-              std::fill_n(owner.columns, width, T(0));
-              AddProduct(upstream, kernel_ + filter, width, owner.columns);
-              DotRows<corners>(values, offset, owner.columns, width, dot);
+          [&](T (*dots)[Found::kSize]) {
+            for (int64_t each = 0; each < taps; ++each) {
+              const int64_t at = filter + each * sizes_.filters;
+              DepthwiseInterior(chunk, each, taps, values, kernel_ + at, upstream, width,
+                                values_gradient, owner.kernel_gradient + at, dots);
             }
           },
-          [](int64_t, int64_t) {});
+          [&](auto corners, int64_t point, int64_t each, const int64_t* offset, const T* weight,
+              bool reads, T* dot) {
+            const int64_t at = filter + each * sizes_.filters;
+            const T* above = upstream + point * sizes_.filters;
+            if (reads) {
+              DepthwiseBackwardRows<corners>(values, offset, weight, above, kernel_ + at, width,
+                                             values_gradient, owner.kernel_gradient + at, dot);
+            } else {
+              std::fill_n(owner.columns, width, T(0));
+              AddProduct(above, kernel_ + at, width, owner.columns);
+              DotRows<corners>(values, offset, owner.columns, width, dot);
+            }
+          });
     });
+  }
+}
+
+// DepthwiseBackwardRows for one tap of all points of a chunk where all of its corners exist. The
+// kernel and its gradient stay in registers while the points go by.
+template <typename S, int kRank>
+void Gradient<S, kRank>::DepthwiseInterior(const Chunk& chunk, int64_t tap, int64_t taps,
+                                           const S* __restrict__ values,
+                                           const S* __restrict__ kernel,
+                                           const T* __restrict__ upstream, int64_t width,
+                                           T* __restrict__ values_gradient,
+                                           T* __restrict__ kernel_gradient,
+                                           T (*dots)[Found::kSize]) const {
+  using V = typename Vector<T>::Type;
+  constexpr int64_t kLanes = Vector<T>::kLanes;
+  constexpr int kBlock = kVectorBytes == 64 ? 4 : 2;  // what the registers hold
+  const Found& cells = chunk.cells;
+  const int64_t rest = ForBlocks<T, kBlock>(width, 0, [&](auto vectors, int64_t c) {
+    V factor[vectors], total[vectors];
+    for (int j = 0; j < vectors; ++j) {
+      factor[j] = Load(kernel + c + j * kLanes);
+      total[j] = Load(kernel_gradient + c + j * kLanes);
+    }
+    const T* above = upstream + c;
+    for (int64_t cell = tap; cell < chunk.points * taps; cell += taps, above += sizes_.filters) {
+      if (!cells.interior[cell]) continue;
+      V part[vectors], sum[vectors] = {}, dot[kMost] = {};
+      for (int j = 0; j < vectors; ++j) part[j] = Load(above + j * kLanes) * factor[j];
+      ForRows<kMost>(0, [&](int64_t i) {
+        const int64_t from = cells.lower[cell] + space_.corner[i] + c;
+        const V w = Broadcast<V>(cells.weight[i][cell]);
+        for (int j = 0; j < vectors; ++j) {
+          const V value = Load(values + from + j * kLanes);
+          T* to = values_gradient + from + j * kLanes;
+          sum[j] = MulAdd(value, w, sum[j]);
+          dot[i] = MulAdd(value, part[j], dot[i]);
+          Store(to, MulAdd(part[j], w, Load(to)));
+        }
+      });
+      for (int j = 0; j < vectors; ++j) {
+        total[j] = MulAdd(sum[j], Load(above + j * kLanes), total[j]);
+      }
+      T totals[kMost];
+      Totals<kMost>(dot, totals);
+      for (int i = 0; i < kMost; ++i) dots[i][cell] += totals[i];
+    }
+    for (int j = 0; j < vectors; ++j) Store(kernel_gradient + c + j * kLanes, total[j]);
+  });
+  if (rest == width) return;
+  const T* above = upstream + rest;
+  for (int64_t cell = tap; cell < chunk.points * taps; cell += taps, above += sizes_.filters) {
+    if (!cells.interior[cell]) continue;
+    T weight[kMost], dot[kMost];
+    for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
+    DepthwiseBackwardRows<kMost>(values + cells.lower[cell] + rest, space_.corner, weight, above,
+                                 kernel + rest, width - rest,
+                                 values_gradient + cells.lower[cell] + rest,
+                                 kernel_gradient + rest, dot);
+    for (int i = 0; i < kMost; ++i) dots[i][cell] += dot[i];
   }
 }
 
 // Sums the slices' shares of one output pixel's gradients, in their order; each deformable group
 // has per_moved. partial: of the first slice, [taps, rank + 1]; the next slice's is at
 // slice_stride.
-template <typename T, int kRank>
-void Gradient<T, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* partial,
+template <typename S, int kRank>
+void Gradient<S, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* partial,
                                    int64_t slice_stride, T* offset_gradient,
                                    T* mask_gradient) const {
   for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
@@ -246,8 +324,8 @@ void Gradient<T, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* pa
 
 // An owner has the images of a block and a slice of channels; all it adds to is its own, but for
 // the gradients of the points, of which it leaves its share for a band of points at a time.
-template <typename T, int kRank>
-void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_gradient,
+template <typename S, int kRank>
+void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_gradient,
                              T* kernel_gradient, T* offset_gradient, T* mask_gradient) const {
   const int64_t kernel_size = plan_.taps * plan_.group_channels * sizes_.filters;
   const int64_t most =
@@ -271,7 +349,7 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
   const int64_t band =
       kTile * std::min(std::max<int64_t>(1, band_limit / kTile), CeilOfRatio(block_points, kTile));
 
-  const Products<T> products(plan_, &slices, true);
+  const Products<S> products(plan_, &slices, true);
   const Buffer<T> packed(plan_.depthwise() ? 0 : products.packed_size());
   const Buffer<T> kernel_partial((blocks - 1) * kernel_size);  // of all blocks but the first
   const Buffer<T> partial(owners * band * per_point);
@@ -294,6 +372,7 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
       const Buffer<T> columns(kTile * stride);
       const Buffer<T> columns_gradient(kTile * stride);
       const Buffer<T> packed_gradient(products.gradient_size());
+      const Buffer<T> wide(kNarrow<S> ? kTile * sizes_.filters : 0);
       for (int64_t each = begin; each < end; ++each) {
         const int64_t block = each / slices.size();
         const int64_t nth = each % slices.size();
@@ -312,7 +391,8 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
         T* share = partial.get() + each * band * per_point;
         for (int64_t tile = first; tile < end_of(block, first); tile += kTile) {
           const int64_t count = std::min(kTile, end_of(block, first) - tile);
-          const T* upstream = gradient + tile * sizes_.filters;
+          const T* upstream = Widened(gradient + tile * sizes_.filters, count * sizes_.filters,
+                                      wide.get());
           if (plan_.depthwise()) {
             DepthwiseBackwardTile(owner, tile, count, upstream, share);
           } else {
@@ -342,11 +422,11 @@ void Gradient<T, kRank>::Run(const Pool& pool, const T* gradient, T* inputs_grad
   });
 }
 
-template <typename T, int kRank>
-void Backward(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
-              const T* offset, const T* mask, const T* gradient, T* inputs_gradient,
+template <typename S, int kRank, typename T = Wide<S>>
+void Backward(const Pool& pool, const ConvSizes& sizes, const S* inputs, const S* kernel,
+              const T* offset, const T* mask, const S* gradient, T* inputs_gradient,
               T* kernel_gradient, T* offset_gradient, T* mask_gradient) {
-  Gradient<T, kRank>(sizes, inputs, kernel, offset, mask)
+  Gradient<S, kRank>(sizes, inputs, kernel, offset, mask)
       .Run(pool, gradient, inputs_gradient, kernel_gradient, offset_gradient, mask_gradient);
 }
 
@@ -363,5 +443,7 @@ void SetConvGradKernels(TypedKernels<T>* kernels) {
 
 template void SetConvGradKernels<float>(TypedKernels<float>*);
 template void SetConvGradKernels<double>(TypedKernels<double>*);
+template void SetConvGradKernels<Float16Bits>(TypedKernels<Float16Bits>*);
+template void SetConvGradKernels<Bfloat16Bits>(TypedKernels<Bfloat16Bits>*);
 
 }  // namespace tf_deform

@@ -29,18 +29,6 @@ constexpr int kThreads = 256;  // of every block
 constexpr int64_t kMostChannels = 1 << 30;
 constexpr const char* kTooManyChannels = "the CUDA kernels take at most 2^30 channels";
 
-// float32 or wider: what coordinates are, and what values are summed up in.
-template <typename T>
-struct WideOf {
-  using Type = float;
-};
-template <>
-struct WideOf<double> {
-  using Type = double;
-};
-template <typename T>
-using Wide = typename WideOf<T>::Type;
-
 TF_DEFORM_INLINE float Widen(float value) { return value; }
 TF_DEFORM_INLINE double Widen(double value) { return value; }
 TF_DEFORM_INLINE float Widen(Half value) { return __half2float(value); }

@@ -9,11 +9,19 @@ namespace {
 
 const CudaKernels* cuda = nullptr;
 
+template <typename T>
+constexpr CudaType TypeOf() {
+  return std::is_same_v<T, double>        ? CudaType::kFloat64
+         : std::is_same_v<T, Float16Bits>  ? CudaType::kFloat16
+         : std::is_same_v<T, Bfloat16Bits> ? CudaType::kBfloat16
+                                           : CudaType::kFloat32;
+}
+
 // Starts one of the CUDA kernels, with the arguments of the CPU's.
 template <typename T, typename Kernel, typename... Arguments>
 void Start(Kernel CudaKernels::* kernel, const Pool& pool, const Arguments&... arguments) {
   auto* const queue = static_cast<GpuQueue*>(pool.context);
-  queue->call.type = sizeof(T) == 8 ? CudaType::kFloat64 : CudaType::kFloat32;
+  queue->call.type = TypeOf<T>();
   queue->error = (cuda->*kernel)(queue->call, arguments...);
 }
 
@@ -56,7 +64,8 @@ const std::string& LoadOnce() {
 }  // namespace
 
 const Kernels* LoadGpuKernels(std::string* error) {
-  static const Kernels kernels = {Typed<float>(), Typed<double>()};
+  static const Kernels kernels = {Typed<float>(), Typed<double>(), Typed<Float16Bits>(),
+                                  Typed<Bfloat16Bits>()};
   *error = LoadOnce();
   return error->empty() ? &kernels : nullptr;
 }

@@ -19,9 +19,12 @@
 
 namespace {
 
+using tf_deform::Bfloat16Bits;
 using tf_deform::ConvSizes;
+using tf_deform::Float16Bits;
 using tf_deform::Pool;
 using tf_deform::SampleSizes;
+using tf_deform::Units;
 
 int failures = 0;
 std::mt19937 rng(0);
@@ -103,6 +106,20 @@ struct Sampling {
   std::vector<T> values, points, weights;
   std::vector<int64_t> index;
 
+  // Where a point is in pixels: its coordinates, and what they are in.
+  std::vector<double> Position(int64_t point) const {
+    std::vector<double> p(sizes.rank);
+    for (int axis = 0; axis < sizes.rank; ++axis) {
+      const double size = sizes.space[axis];
+      const T* from = points.data() + point * sizes.rank;
+      const double x = from[sizes.rank - 1 - axis];
+      p[axis] = sizes.units == Units::kPixels    ? from[axis]
+                : sizes.units == Units::kCenters ? (x + 1) / 2 * (size - 1)
+                                                 : (x + 1) / 2 * size - 0.5;
+    }
+    return p;
+  }
+
   std::vector<double> Loop() const {
     std::vector<double> out(sizes.rows * sizes.queries * sizes.channels);
     const int64_t image = Product(sizes.space, sizes.rank) * sizes.channels;
@@ -112,8 +129,7 @@ struct Sampling {
       for (int64_t c = 0; c < sizes.channels; ++c) {
         for (int64_t j = 0; j < sizes.points; ++j) {
           const int64_t point = (query * sizes.groups + c / width) * sizes.points + j;
-          const std::vector<double> p(points.begin() + point * sizes.rank,
-                                      points.begin() + (point + 1) * sizes.rank);
+          const std::vector<double> p = Position(point);
           out[query * sizes.channels + c] +=
               (weights.empty() ? 1.0 : weights[point]) *
               SampleLoop(values.data() + (index.empty() ? row : index[row]) * image, sizes.rank,
@@ -227,7 +243,7 @@ void TestSample(bool hostile) {
       s.sizes.groups * (Draw(0, 1) ? Draw(hostile ? 0 : 1, 8) : Draw(9, 300 / s.sizes.groups));
   const bool indexed = Draw(0, 1);
   s.sizes.rows = indexed ? Draw(0, 5) : s.sizes.images;
-  s.sizes.queries = Draw(0, 4);
+  s.sizes.queries = Draw(0, 1) ? Draw(0, 4) : Draw(60, 70);
   s.sizes.points = Draw(hostile ? 0 : 1, Draw(0, 3) ? 3 : 150);  // 64 are found at once
   if (indexed) {
     for (int64_t row = 0; row < s.sizes.rows; ++row) s.index.push_back(Draw(0, s.sizes.images - 1));
@@ -237,8 +253,16 @@ void TestSample(bool hostile) {
   s.values = Normal<T>(s.sizes.images * image);
   if (Draw(0, 1)) s.weights = Normal<T>(count);
   s.points.resize(count * s.sizes.rank);
+  if (!hostile) s.sizes.units = static_cast<Units>(Draw(0, 2));
   for (size_t i = 0; i < s.points.size(); ++i) {
-    s.points[i] = Coordinate<T>(s.sizes.space[i % s.sizes.rank], hostile);
+    const int axis = i % s.sizes.rank;
+    const bool pixels = s.sizes.units == Units::kPixels;
+    const int64_t size = s.sizes.space[pixels ? axis : s.sizes.rank - 1 - axis];
+    const T pixel = Coordinate<T>(size, hostile);
+    s.points[i] = pixels                                 ? pixel
+                  : s.sizes.units == Units::kEdges ? (2 * pixel + 1) / size - 1
+                  : size > 1                             ? 2 * pixel / (size - 1) - 1
+                                                         : pixel;
   }
   const std::vector<double> expected = s.Loop();
   const auto upstream = Normal<T>(expected.size());
@@ -340,6 +364,119 @@ void TestConv(bool hostile) {
   }
 }
 
+// The kernels of 16-bit numbers against those of float32: what they read is exact in float32, so that
+// sums are the same bits.
+
+double Decode(Float16Bits half) {
+  const int exponent = half.bits >> 10 & 31, fraction = half.bits & 1023;
+  const double size = exponent ? std::ldexp(1024 + fraction, exponent - 25)
+                               : std::ldexp(fraction, -24);
+  return exponent == 31 ? HUGE_VAL : half.bits >> 15 ? -size : size;
+}
+
+double Decode(Bfloat16Bits half) {
+  const int exponent = half.bits >> 7 & 255, fraction = half.bits & 127;
+  const double size = std::ldexp(exponent ? 128 + fraction : fraction, std::max(exponent, 1) - 134);
+  return exponent == 255 ? HUGE_VAL : half.bits >> 15 ? -size : size;
+}
+
+// Numbers of any size up to 4, the subnormal ones among them.
+template <typename S>
+std::vector<S> Halves(int64_t size) {
+  constexpr bool kWide = std::is_same_v<S, Bfloat16Bits>;
+  std::vector<S> out(size);
+  for (S& each : out) {
+    const int64_t exponent = Draw(0, 3) ? Draw(kWide ? 120 : 10, kWide ? 128 : 16) : Draw(0, 3);
+    each.bits = Draw(0, 1) << 15 | exponent << (kWide ? 7 : 10) | Draw(0, kWide ? 127 : 1023);
+  }
+  return out;
+}
+
+template <typename S>
+std::vector<float> Widened(const std::vector<S>& from) {
+  std::vector<float> out;
+  for (const S each : from) out.push_back(Decode(each));
+  return out;
+}
+
+// Whether a number is the nearest one of its type, and of two that are as near the even one.
+template <typename S>
+bool IsRounded(S half, double exact) {
+  const double error = std::abs(Decode(half) - exact);
+  for (const int step : {-1, 1}) {
+    const S other{static_cast<uint16_t>(half.bits + step)};
+    const double distance = std::abs(Decode(other) - exact);
+    if (distance < error || (distance == error && half.bits & 1)) return false;
+  }
+  return true;
+}
+
+template <typename S>
+void TestHalves() {
+  int threads = 2;
+  const Pool pool{RunOnThreads, &threads};
+  const auto& narrow = TfDeformKernels()->of<S>();
+  const auto& wide = TfDeformKernels()->of<float>();
+
+  SampleSizes y = {};
+  y.rank = Draw(1, 3);
+  for (int axis = 0; axis < y.rank; ++axis) y.space[axis] = Draw(1, 5);
+  y.images = y.rows = Draw(1, 3), y.groups = Draw(1, 3), y.queries = Draw(1, 9);
+  y.points = Draw(1, 4), y.channels = y.groups * Draw(1, 40);
+  const auto values = Halves<S>(y.images * Product(y.space, y.rank) * y.channels);
+  const auto all = Widened(values);
+  std::vector<float> points(y.rows * y.queries * y.groups * y.points * y.rank);
+  for (float& each : points) each = Coordinate<float>(3, true);
+  const auto upstream = Normal<float>(y.rows * y.queries * y.channels);
+  std::vector<float> out[2], to_values[2], to_points[2];
+  for (int i = 0; i < 2; ++i) {
+    out[i].resize(upstream.size()), to_values[i].resize(all.size());
+    to_points[i].resize(points.size());
+  }
+  narrow.sample(pool, y, values.data(), points.data(), nullptr, nullptr, out[0].data());
+  wide.sample(pool, y, all.data(), points.data(), nullptr, nullptr, out[1].data());
+  narrow.sample_grad_values(pool, y, points.data(), nullptr, nullptr, upstream.data(),
+                            to_values[0].data());
+  wide.sample_grad_values(pool, y, points.data(), nullptr, nullptr, upstream.data(),
+                          to_values[1].data());
+  narrow.sample_grad_points(pool, y, values.data(), points.data(), nullptr, nullptr,
+                            upstream.data(), to_points[0].data(), nullptr);
+  wide.sample_grad_points(pool, y, all.data(), points.data(), nullptr, nullptr, upstream.data(),
+                          to_points[1].data(), nullptr);
+  Report(Same(out[0], out[1]) && Same(to_values[0], to_values[1]) &&
+             Same(to_points[0], to_points[1]),
+         "halves: sample as in float32", 0);
+
+  ConvSizes z;
+  DrawSizes(false, &z);
+  const int64_t pixels = z.batch * Product(z.output, z.rank), taps = Product(z.kernel, z.rank);
+  const auto inputs = Halves<S>(z.batch * Product(z.space, z.rank) * z.channels);
+  const auto kernel = Halves<S>(taps * z.channels / z.groups * z.filters);
+  const auto gradient = Halves<S>(pixels * z.filters);
+  const auto wide_inputs = Widened(inputs), wide_kernel = Widened(kernel);
+  const auto wide_gradient = Widened(gradient);
+  std::vector<float> offset(pixels * z.deformable_groups * taps * z.rank);
+  for (float& each : offset) each = Coordinate<float>(2, true);
+  std::vector<S> rounded(pixels * z.filters);
+  std::vector<float> exact(pixels * z.filters), to[2][3];
+  for (int i = 0; i < 2; ++i) {
+    to[i][0].resize(inputs.size()), to[i][1].resize(kernel.size()), to[i][2].resize(offset.size());
+  }
+  narrow.conv(pool, z, inputs.data(), kernel.data(), offset.data(), nullptr, rounded.data());
+  wide.conv(pool, z, wide_inputs.data(), wide_kernel.data(), offset.data(), nullptr, exact.data());
+  narrow.conv_grad(pool, z, inputs.data(), kernel.data(), offset.data(), nullptr, gradient.data(),
+                   to[0][0].data(), to[0][1].data(), to[0][2].data(), nullptr);
+  wide.conv_grad(pool, z, wide_inputs.data(), wide_kernel.data(), offset.data(), nullptr,
+                 wide_gradient.data(), to[1][0].data(), to[1][1].data(), to[1][2].data(), nullptr);
+  for (size_t i = 0; i < exact.size(); ++i) {
+    if (IsRounded(rounded[i], exact[i])) continue;
+    Report(false, "halves: conv rounded once", exact[i]);
+    break;
+  }
+  Report(Same(to[0][0], to[1][0]) && Same(to[0][1], to[1][1]) && Same(to[0][2], to[1][2]),
+         "halves: gradients of conv as in float32", 0);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -350,6 +487,8 @@ int main(int argc, char** argv) {
     TestSample<double>(hostile);
     TestConv<float>(hostile);
     TestConv<double>(hostile);
+    TestHalves<Float16Bits>();
+    TestHalves<Bfloat16Bits>();
   }
   std::printf("%d rounds, %d failures\n", rounds, failures);
   return failures > 0;

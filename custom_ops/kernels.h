@@ -5,6 +5,9 @@
 #define TF_DEFORM_KERNELS_H_
 
 #include <cstdint>
+#include <type_traits>
+
+#include "sampling.h"
 
 namespace tf_deform {
 
@@ -27,6 +30,7 @@ void ParallelFor(const Pool& pool, int64_t count, int64_t cost, Work&& work) {
 
 struct SampleSizes {
   int rank;  // 1 to 3
+  Units units;
   int64_t images, space[3], channels, rows, queries, groups, points;
 };
 
@@ -37,45 +41,71 @@ struct ConvSizes {
   int64_t groups, deformable_groups;
 };
 
+// 16-bit numbers as they lie in memory.
+struct Float16Bits {
+  uint16_t bits;
+};
+struct Bfloat16Bits {
+  uint16_t bits;
+};
+
+// What a type is computed in: coordinates, weights and sums are no narrower than float32.
+template <typename T>
+struct WideOf {
+  using Type = float;
+};
+template <>
+struct WideOf<double> {
+  using Type = double;
+};
+template <typename T>
+using Wide = typename WideOf<T>::Type;
+
 template <typename T>
 struct TypedKernels {
+  using W = Wide<T>;
+
   // values [images, *space, channels], points [rows, queries, groups, points, rank], weights
   // [rows, queries, groups, points] or null, image_index [rows] or null, out [rows, queries,
   // channels]; gradients are as what they are gradients of, weights_gradient null without weights.
-  void (*sample)(const Pool& pool, const SampleSizes& sizes, const T* values, const T* points,
-                 const T* weights, const int64_t* image_index, T* out);
-  void (*sample_grad_values)(const Pool& pool, const SampleSizes& sizes, const T* points,
-                             const T* weights, const int64_t* image_index, const T* gradient,
-                             T* values_gradient);
+  void (*sample)(const Pool& pool, const SampleSizes& sizes, const T* values, const W* points,
+                 const W* weights, const int64_t* image_index, W* out);
+  void (*sample_grad_values)(const Pool& pool, const SampleSizes& sizes, const W* points,
+                             const W* weights, const int64_t* image_index, const W* gradient,
+                             W* values_gradient);
   void (*sample_grad_points)(const Pool& pool, const SampleSizes& sizes, const T* values,
-                             const T* points, const T* weights, const int64_t* image_index,
-                             const T* gradient, T* points_gradient, T* weights_gradient);
+                             const W* points, const W* weights, const int64_t* image_index,
+                             const W* gradient, W* points_gradient, W* weights_gradient);
   // inputs [batch, *space, channels], kernel [*kernel, channels / groups, filters], offset
   // [batch, *output, deformable groups * taps * rank], mask [batch, *output, deformable groups *
   // taps] or null, out [batch, *output, filters]; mask_gradient null without a mask.
   void (*conv)(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
-               const T* offset, const T* mask, T* out);
+               const W* offset, const W* mask, T* out);
   void (*conv_grad)(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
-                    const T* offset, const T* mask, const T* gradient, T* inputs_gradient,
-                    T* kernel_gradient, T* offset_gradient, T* mask_gradient);
+                    const W* offset, const W* mask, const T* gradient, W* inputs_gradient,
+                    W* kernel_gradient, W* offset_gradient, W* mask_gradient);
 };
 
 struct Kernels {
   TypedKernels<float> f32;
   TypedKernels<double> f64;
+  TypedKernels<Float16Bits> f16;
+  TypedKernels<Bfloat16Bits> bf16;
 
   template <typename T>
-  const TypedKernels<T>& of() const;
+  const TypedKernels<T>& of() const {
+    if constexpr (std::is_same_v<T, float>) {
+      return f32;
+    } else if constexpr (std::is_same_v<T, double>) {
+      return f64;
+    } else if constexpr (std::is_same_v<T, Float16Bits>) {
+      return f16;
+    } else {
+      static_assert(std::is_same_v<T, Bfloat16Bits>);
+      return bf16;
+    }
+  }
 };
-
-template <>
-inline const TypedKernels<float>& Kernels::of<float>() const {
-  return f32;
-}
-template <>
-inline const TypedKernels<double>& Kernels::of<double>() const {
-  return f64;
-}
 
 template <typename T>
 void SetSampleKernels(TypedKernels<T>* kernels);

@@ -2,15 +2,24 @@
 
 #include "kernels.h"
 
+namespace {
+
+template <typename T>
+void Set(tf_deform::TypedKernels<T>* kernels) {
+  SetSampleKernels(kernels);
+  SetConvKernels(kernels);
+  SetConvGradKernels(kernels);
+}
+
+}  // namespace
+
 extern "C" __attribute__((visibility("default"))) const tf_deform::Kernels* TfDeformKernels() {
   static const tf_deform::Kernels kernels = [] {
     tf_deform::Kernels table;
-    tf_deform::SetSampleKernels(&table.f32);
-    tf_deform::SetSampleKernels(&table.f64);
-    tf_deform::SetConvKernels(&table.f32);
-    tf_deform::SetConvKernels(&table.f64);
-    tf_deform::SetConvGradKernels(&table.f32);
-    tf_deform::SetConvGradKernels(&table.f64);
+    Set(&table.f32);
+    Set(&table.f64);
+    Set(&table.f16);
+    Set(&table.bf16);
     return table;
   }();
   return &kernels;

@@ -97,11 +97,15 @@ class OpKernel : public tensorflow::OpKernel {
   const Kernels* kernels_ = nullptr;
 };
 
+constexpr tensorflow::DataType kTensorFlowTypes[] = {tensorflow::DT_FLOAT, tensorflow::DT_DOUBLE,
+                                                     tensorflow::DT_HALF, tensorflow::DT_BFLOAT16};
+
 template <Op kOp, Type kType, bool kGpu>
 void RegisterTyped(const char* name) {
   tensorflow::register_kernel::Name kernel(name);
   kernel.Device(kGpu ? tensorflow::DEVICE_GPU : tensorflow::DEVICE_CPU);
-  kernel.TypeConstraint("T", kType == Type::kFloat64 ? tensorflow::DT_DOUBLE
+  kernel.TypeConstraint("T", kTensorFlowTypes[static_cast<int>(kType)]);
+  kernel.TypeConstraint("W", kType == Type::kFloat64 ? tensorflow::DT_DOUBLE
                                                      : tensorflow::DT_FLOAT);
   if (IsConv(kOp)) kernel.HostMemory("before");
   const tensorflow::kernel_factory::OpKernelRegistrar registrar(
@@ -110,15 +114,21 @@ void RegisterTyped(const char* name) {
       });
 }
 
+template <Op kOp, bool kGpu>
+void RegisterAll(const char* name) {
+  RegisterTyped<kOp, Type::kFloat32, kGpu>(name);
+  RegisterTyped<kOp, Type::kFloat64, kGpu>(name);
+  RegisterTyped<kOp, Type::kFloat16, kGpu>(name);
+  RegisterTyped<kOp, Type::kBfloat16, kGpu>(name);
+}
+
 // Kernels for a GPU only where they can run: without them TensorFlow places an op on the CPU.
 template <Op kOp>
 bool Register(const char* name) {
-  RegisterTyped<kOp, Type::kFloat32, false>(name);
-  RegisterTyped<kOp, Type::kFloat64, false>(name);
+  RegisterAll<kOp, false>(name);
   std::string error;
   if (!LoadGpuKernels(&error)) return false;
-  RegisterTyped<kOp, Type::kFloat32, true>(name);
-  RegisterTyped<kOp, Type::kFloat64, true>(name);
+  RegisterAll<kOp, true>(name);
   return true;
 }
 

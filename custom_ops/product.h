@@ -24,15 +24,17 @@ int64_t PackedSize(int64_t inner, int64_t columns) {
 
 // Packs b [inner, columns], whose rows and columns are so far apart, as [panels, inner, kPanel];
 // what the last panel has too much is 0. Panels are panel_stride apart.
-template <typename T>
-void Pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t inner, int64_t columns,
+template <typename S, typename T>
+void Pack(const S* b, int64_t row_stride, int64_t column_stride, int64_t inner, int64_t columns,
           int64_t panel_stride, T* packed) {
   for (int64_t begin = 0; begin < columns; begin += kPanel<T>, packed += panel_stride) {
     const int64_t width = std::min(kPanel<T>, columns - begin);
     T* to = packed;
     for (int64_t k = 0; k < inner; ++k, to += kPanel<T>) {
-      const T* from = b + k * row_stride + begin * column_stride;
-      for (int64_t column = 0; column < width; ++column) to[column] = from[column * column_stride];
+      const S* from = b + k * row_stride + begin * column_stride;
+      for (int64_t column = 0; column < width; ++column) {
+        to[column] = Value(from[column * column_stride]);
+      }
       std::fill(to + width, to + kPanel<T>, T(0));
     }
   }
@@ -62,8 +64,9 @@ template <int kRows, bool kTransposed, typename T>
 __attribute__((noinline)) void MultiplyPanel(const T* a, int64_t stride, int64_t rows,
                                              int64_t inner, const T* panel, int64_t columns,
                                              bool add, T* out, int64_t out_stride) {
+  using V = typename Vector<T>::Type;
   for (; rows >= kRows; rows -= kRows, out += kRows * out_stride) {
-    typename Vector<T>::Type sums[kRows][2] = {};
+    V sums[kRows][2] = {};
     const T* b = panel;
     const T* from = a;
     for (int64_t k = 0; k < inner; ++k, b += kPanel<T>, from += kTransposed ? stride : 1) {
@@ -71,7 +74,7 @@ __attribute__((noinline)) void MultiplyPanel(const T* a, int64_t stride, int64_t
       const auto right = Load(b + Vector<T>::kLanes);
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
-        const auto x = Broadcast(kTransposed ? from[row] : from[row * stride]);
+        const V x = Broadcast<V>(kTransposed ? from[row] : from[row * stride]);
         sums[row][0] = MulAdd(x, left, sums[row][0]);
         sums[row][1] = MulAdd(x, right, sums[row][1]);
       }

@@ -1,17 +1,21 @@
 // Sums, products and additions of rows of channels, in vectors of the instruction set built for.
+// T is the type of what is computed; what is only read may be 16-bit numbers, of type S.
 
 #ifndef TF_DEFORM_ROWS_H_
 #define TF_DEFORM_ROWS_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
 #include <type_traits>
 
+#include "kernels.h"
+
 #if defined(__AVX512F__)
 #define TF_DEFORM_VECTOR_BYTES 64
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define TF_DEFORM_VECTOR_BYTES 32
 #else
 #define TF_DEFORM_VECTOR_BYTES 16
@@ -43,13 +47,118 @@ inline void Store(T* to, typename Vector<T>::Type vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
+// 16-bit numbers widen to float32.
+
+using Halves = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+
+inline Vector<float>::Type Widen(Halves bits, Bfloat16Bits) {
+  using Words = uint32_t __attribute__((vector_size(kVectorBytes)));
+  return reinterpret_cast<Vector<float>::Type>(__builtin_convertvector(bits, Words) << 16);
+}
+
+#if TF_DEFORM_VECTOR_BYTES == 64
+inline Vector<float>::Type Widen(Halves bits, Float16Bits) {
+  return _mm512_cvtph_ps(reinterpret_cast<__m256i>(bits));
+}
+#elif TF_DEFORM_VECTOR_BYTES == 32
+inline Vector<float>::Type Widen(Halves bits, Float16Bits) {
+  return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits));
+}
+#else
+inline Vector<float>::Type Widen(Halves bits, Float16Bits) {
+  using Words = uint32_t __attribute__((vector_size(kVectorBytes)));
+  using Lanes = Vector<float>::Type;
+  const Words all = __builtin_convertvector(bits, Words);
+  const Words exponent = all & 0x7c00;
+  const Words shifted = (all & 0x7fff) << 13;
+  // Below the normal numbers a float32 made of bits could be flushed to 0: it is computed.
+  const Lanes tiny = __builtin_convertvector(all & 0x3ff, Lanes) * 0x1p-24f;
+  Words wide = exponent == 0x7c00 ? shifted | 0x7f800000 : shifted + (112u << 23);
+  wide = exponent == 0 ? reinterpret_cast<Words>(tiny) : wide;
+  return reinterpret_cast<Lanes>(wide | (all & 0x8000) << 16);
+}
+#endif
+
+template <typename S>
+inline Vector<float>::Type LoadHalves(const S* from) {
+  Halves bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return Widen(bits, S());
+}
+inline Vector<float>::Type Load(const Float16Bits* from) { return LoadHalves(from); }
+inline Vector<float>::Type Load(const Bfloat16Bits* from) { return LoadHalves(from); }
+
+inline float Value(float value) { return value; }
+inline double Value(double value) { return value; }
+template <typename S>
+inline float Value(S half) {
+  Halves bits = {};
+  bits[0] = half.bits;
+  return Widen(bits, S())[0];
+}
+
+// Sums are rounded to 16 bits at their end, halves to even.
+inline uint16_t NarrowBits(float value, Bfloat16Bits) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return bits >> 16 | 0x40;
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline uint16_t NarrowBits(float value, Float16Bits) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00;
+  if (bits >= 0x47800000) return sign | 0x7c00;  // from 2^16 on
+  if (bits >= 0x38800000) return sign | (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+  // Below 2^-14 it is a multiple of 2^-24: a number whose last bit is 1 rounds it.
+  const float shifted = std::abs(value) * 0x1p24f + 0x1p23f;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  return sign | (bits & 0x7ff);
+}
+
+template <typename S>
+constexpr bool kNarrow = !std::is_same_v<S, Wide<S>>;  // whether sums do not fit where they go
+
+// Returns where the sums that go to `out` are made: there, or in the buffer.
+template <typename S>
+inline Wide<S>* SumsOf(S* out, Wide<S>* buffer) {
+  if constexpr (kNarrow<S>) {
+    return buffer;
+  } else {
+    return out;
+  }
+}
+
+// Rounds sums to `out`, if they are not there yet.
+template <typename S>
+inline void Narrow(const Wide<S>* sums, int64_t count, S* out) {
+  if constexpr (kNarrow<S>) {
+    for (int64_t i = 0; i < count; ++i) out[i].bits = NarrowBits(sums[i], S());
+  }
+}
+
+// Returns numbers as what they are computed in: where they are, or in the buffer.
+template <typename S>
+inline const Wide<S>* Widened(const S* from, int64_t count, Wide<S>* buffer) {
+  if constexpr (kNarrow<S>) {
+    for (int64_t i = 0; i < count; ++i) buffer[i] = Value(from[i]);
+    return buffer;
+  } else {
+    return from;
+  }
+}
+
 // Returns a * b + c, rounded once where the instruction set can.
 #if TF_DEFORM_VECTOR_BYTES == 64
 inline __m512 MulAdd(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d MulAdd(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
-#elif TF_DEFORM_VECTOR_BYTES == 32
+#endif
+#if TF_DEFORM_VECTOR_BYTES >= 32
 inline __m256 MulAdd(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d MulAdd(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+inline __m128 MulAdd(__m128 a, __m128 b, __m128 c) { return _mm_fmadd_ps(a, b, c); }
 #else
 template <typename V>
 inline V MulAdd(V a, V b, V c) {
@@ -57,9 +166,10 @@ inline V MulAdd(V a, V b, V c) {
 }
 #endif
 
-template <typename T>
-inline typename Vector<T>::Type Broadcast(T value) {
-  return value - typename Vector<T>::Type{};  // value + 0 would be an addition: 0 + -0 is 0
+// Returns a vector of type V whose lanes are all the value.
+template <typename V, typename T>
+inline V Broadcast(T value) {
+  return value - V{};  // value + 0 would be an addition: 0 + -0 is 0
 }
 
 // Returns each lane rounded down.
@@ -77,18 +187,99 @@ inline V Floor(V x) {
 }
 #endif
 
-// The first `count` lanes of a vector, fewer than it has: what remains of a row. Nothing beyond
-// them is read or written; the lanes that are not read are 0.
+// Returns the sum of the lanes.
+template <typename V>
+inline auto Total(V vector) {
+  std::decay_t<decltype(vector[0])> parts[sizeof vector / sizeof vector[0]];
+  std::memcpy(parts, &vector, sizeof vector);
+  for (int half = std::size(parts) / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+  }
+  return parts[0];
+}
+#if TF_DEFORM_VECTOR_BYTES == 64
+inline float Total(__m512 vector) { return _mm512_reduce_add_ps(vector); }
+inline double Total(__m512d vector) { return _mm512_reduce_add_pd(vector); }
+#endif
+
+// totals[i] = the sum of the lanes of vectors[i], for four at once.
+#if TF_DEFORM_VECTOR_BYTES >= 32
+inline void FourTotals(__m128 a, __m128 b, __m128 c, __m128 d, float* totals) {
+  _mm_storeu_ps(totals, _mm_hadd_ps(_mm_hadd_ps(a, b), _mm_hadd_ps(c, d)));
+}
+inline void FourTotals(__m256 a, __m256 b, __m256 c, __m256 d, float* totals) {
+  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  _mm_storeu_ps(totals, _mm256_castps256_ps128(halves) + _mm256_extractf128_ps(halves, 1));
+}
+#endif
+#if TF_DEFORM_VECTOR_BYTES == 64
+inline __m256 Fold(__m512 x) { return _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1); }
+inline void FourTotals(__m512 a, __m512 b, __m512 c, __m512 d, float* totals) {
+  FourTotals(Fold(a), Fold(b), Fold(c), Fold(d), totals);
+}
+#endif
+template <typename V, typename T>
+inline void FourTotals(V a, V b, V c, V d, T* totals) {
+  totals[0] = Total(a), totals[1] = Total(b), totals[2] = Total(c), totals[3] = Total(d);
+}
+
+// The same for kCount vectors.
+template <int kCount, typename V, typename T>
+inline void Totals(const V* vectors, T* totals) {
+  if constexpr (kCount % 4 == 0) {
+    for (int i = 0; i < kCount; i += 4) {
+      FourTotals(vectors[i], vectors[i + 1], vectors[i + 2], vectors[i + 3], totals + i);
+    }
+  } else {
+    for (int i = 0; i < kCount; ++i) totals[i] = Total(vectors[i]);
+  }
+}
+
+// Ways to touch a few channels that follow one another: as a Type, whose other lanes are 0 when
+// loaded. Nothing beyond the channels is read or written.
+
+// All lanes of a vector.
+template <typename T>
+struct Whole {
+  using Type = typename Vector<T>::Type;
+  template <typename S>
+  Type Load(const S* from) const {
+    return tf_deform::Load(from);
+  }
+  void Store(T* to, Type x) const { tf_deform::Store(to, x); }
+};
+
+// So few channels that four lanes hold them, a number known when compiled.
+template <typename T, int kChannels>
+struct Few {
+  typedef T Type __attribute__((vector_size(4 * sizeof(T))));
+  template <typename S>
+  Type Load(const S* from) const {
+    Type x = {};
+#pragma GCC unroll 4
+    for (int lane = 0; lane < kChannels; ++lane) x[lane] = Value(from[lane]);
+    return x;
+  }
+  void Store(T* to, Type x) const {
+#pragma GCC unroll 4
+    for (int lane = 0; lane < kChannels; ++lane) to[lane] = x[lane];
+  }
+};
+
+// The first `count` lanes of a vector, fewer than it has: what remains of a row.
 #if TF_DEFORM_VECTOR_BYTES == 64
 template <typename T>
 struct Part {
+  using Type = typename Vector<T>::Type;
   explicit Part(int64_t count) : mask((1u << count) - 1) {}
-  static __m512 LoadSome(__mmask16 mask, const float* p) { return _mm512_maskz_loadu_ps(mask, p); }
-  static __m512d LoadSome(__mmask8 mask, const double* p) { return _mm512_maskz_loadu_pd(mask, p); }
-  static void StoreSome(__mmask16 mask, float* p, __m512 x) { _mm512_mask_storeu_ps(p, mask, x); }
-  static void StoreSome(__mmask8 mask, double* p, __m512d x) { _mm512_mask_storeu_pd(p, mask, x); }
-  typename Vector<T>::Type Load(const T* from) const { return LoadSome(mask, from); }
-  void Store(T* to, typename Vector<T>::Type x) const { StoreSome(mask, to, x); }
+  __m512 Load(const float* p) const { return _mm512_maskz_loadu_ps(mask, p); }
+  __m512d Load(const double* p) const { return _mm512_maskz_loadu_pd(mask, p); }
+  template <typename S>
+  __m512 Load(const S* p) const {
+    return Widen(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(mask, p)), S());
+  }
+  void Store(float* p, __m512 x) const { _mm512_mask_storeu_ps(p, mask, x); }
+  void Store(double* p, __m512d x) const { _mm512_mask_storeu_pd(p, mask, x); }
 
   std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> mask;
 };
@@ -96,6 +287,7 @@ struct Part {
 // In pieces of 4, 2 and 1: with AVX2, loads and stores under a mask are slow on some processors.
 template <typename T>
 struct Part {
+  using Type = typename Vector<T>::Type;
   explicit Part(int64_t count) : count(count) {}
 #if TF_DEFORM_VECTOR_BYTES == 32
   static __m128 LoadHalf(const float* p, int64_t n) {
@@ -135,76 +327,87 @@ struct Part {
     if (count == 3) _mm_store_sd(p + 2, _mm256_extractf128_pd(x, 1));
   }
 #else
-  typename Vector<T>::Type Load(const T* from) const {
-    typename Vector<T>::Type x = {};
+  Type Load(const T* from) const {
+    Type x = {};
     for (int64_t lane = 0; lane < Vector<T>::kLanes - 1; ++lane) {
       if (lane < count) x[lane] = from[lane];
     }
     return x;
   }
-  void Store(T* to, typename Vector<T>::Type x) const {
+  void Store(T* to, Type x) const {
     for (int64_t lane = 0; lane < Vector<T>::kLanes - 1; ++lane) {
       if (lane < count) to[lane] = x[lane];
     }
   }
 #endif
+  template <typename S>
+  Type Load(const S* from) const {
+    Halves bits = {};
+    for (int64_t lane = 0; lane < Vector<T>::kLanes - 1; ++lane) {
+      if (lane < count) bits[lane] = from[lane].bits;
+    }
+    return Widen(bits, S());
+  }
   int64_t count;
 };
 #endif
 
-// Returns the sum of the lanes.
-template <typename V>
-inline auto Total(V vector) {
-  std::decay_t<decltype(vector[0])> parts[sizeof vector / sizeof vector[0]];
-  std::memcpy(parts, &vector, sizeof vector);
-  for (int half = std::size(parts) / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+// A number of channels is an int64_t, or one of these few, for which a kernel is compiled once more.
+template <int kChannels>
+using Constant = std::integral_constant<int, kChannels>;
+
+// Calls call(channels), with a Constant for the numbers of channels that float32 images have.
+template <typename S, typename Call>
+inline void WithChannels(int64_t channels, Call&& call) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (channels == 1) return call(Constant<1>());
+    if (channels == 2) return call(Constant<2>());
+    if (channels == 3) return call(Constant<3>());
   }
-  return parts[0];
+  call(channels);
 }
-#if TF_DEFORM_VECTOR_BYTES == 64
-inline float Total(__m512 vector) { return _mm512_reduce_add_ps(vector); }
-inline double Total(__m512d vector) { return _mm512_reduce_add_pd(vector); }
-#endif
 
-// totals[i] = the sum of the lanes of vectors[i].
-template <int kCount, typename T>
-inline void Totals(const typename Vector<T>::Type* vectors, T* totals) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kCount; ++i) totals[i] = Total(vectors[i]);
+// Calls step(lanes, c) for each vector of channels, and last for what remains: lanes is a Whole, Few
+// or Part, for the channels from c on.
+template <typename T, int kChannels, typename Step>
+inline void ForChannels(Constant<kChannels>, Step&& step) {
+  step(Few<T, kChannels>(), 0);
 }
-#if TF_DEFORM_VECTOR_BYTES == 32
-template <>
-inline void Totals<4, float>(const __m256* vectors, float* totals) {
-  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(vectors[0], vectors[1]),
-                                       _mm256_hadd_ps(vectors[2], vectors[3]));
-  _mm_storeu_ps(totals, _mm256_castps256_ps128(halves) + _mm256_extractf128_ps(halves, 1));
-}
-#endif
-
-// Calls step(load, store, c) for each vector of channels, and last for what remains. load(from) and
-// store(to, vector) touch the channels of that step alone.
 template <typename T, typename Step>
 inline void ForChannels(int64_t channels, Step&& step) {
   constexpr int64_t kLanes = Vector<T>::kLanes;
-  const auto load = [](const T* from) { return Load(from); };
-  const auto store = [](T* to, typename Vector<T>::Type x) { Store(to, x); };
   int64_t c = 0;
 #pragma GCC unroll 2
-  for (; c + kLanes <= channels; c += kLanes) step(load, store, c);
-  if (c < channels) {
-    const Part<T> part(channels - c);
-    step([&](const T* from) { return part.Load(from); },
-         [&](T* to, typename Vector<T>::Type x) { part.Store(to, x); }, c);
-  }
+  for (; c + kLanes <= channels; c += kLanes) step(Whole<T>(), c);
+  if (c < channels) step(Part<T>(channels - c), c);
 }
+
+// Calls step(constant, c) for blocks of channels of as many vectors as the constant says, from channel
+// c on: kMost vectors while they fit, then half as many, and so on. Returns where the rest begins.
+template <typename T, int kMost, typename Step>
+inline int64_t ForBlocks(int64_t channels, int64_t c, Step&& step) {
+  constexpr int64_t kBlock = kMost * Vector<T>::kLanes;
+  for (; c + kBlock <= channels; c += kBlock) step(Constant<kMost>(), c);
+  if constexpr (kMost > 1) c = ForBlocks<T, kMost / 2>(channels, c, step);
+  return c;
+}
+
+// The type of what ForChannels steps through.
+template <typename T, typename Channels>
+struct Stepping {
+  using Type = typename Vector<T>::Type;
+};
+template <typename T, int kChannels>
+struct Stepping<T, Constant<kChannels>> {
+  using Type = typename Few<T, kChannels>::Type;
+};
 
 // Calls call(constant) with the constant that `count` is: kMost, or half of it, and so on. A point
 // has as many corners, or none: then nothing is called.
 template <int kMost, typename Call>
 inline void WithConstant(int count, Call&& call) {
   if (count == kMost) {
-    call(std::integral_constant<int, kMost>());
+    call(Constant<kMost>());
   } else if constexpr (kMost > 1) {
     WithConstant<kMost / 2>(count, call);
   }
@@ -224,66 +427,71 @@ inline void ForRows(int64_t count, Step&& step) {
 }
 
 // out[c] = sum over i of weight[i] * values[offset[i] + c]; with `add`, added to out.
-template <int kCount, typename T>
-inline void SumRows(const T* __restrict__ values, const int64_t* offset, const T* weight,
-                    int64_t count, int64_t channels, bool add, T* __restrict__ out) {
+template <int kCount, typename T, typename S, typename Channels>
+inline void SumRows(const S* __restrict__ values, const int64_t* offset, const T* weight,
+                    int64_t count, Channels channels, bool add, T* __restrict__ out) {
+  using V = typename Vector<T>::Type;
   constexpr int64_t kLanes = Vector<T>::kLanes;
   int64_t begin = 0;
-  for (; begin + 4 * kLanes <= channels; begin += 4 * kLanes) {
-    typename Vector<T>::Type sum[4] = {};
-    if (add) {
-      for (int j = 0; j < 4; ++j) sum[j] = Load(out + begin + j * kLanes);
+  if constexpr (std::is_same_v<Channels, int64_t>) {
+    for (; begin + 4 * kLanes <= channels; begin += 4 * kLanes) {
+      V sum[4] = {};
+      if (add) {
+        for (int j = 0; j < 4; ++j) sum[j] = Load(out + begin + j * kLanes);
+      }
+      ForRows<kCount>(count, [&](int64_t i) {
+        const S* row = values + offset[i] + begin;
+        const V w = Broadcast<V>(weight[i]);
+        for (int j = 0; j < 4; ++j) sum[j] = MulAdd(Load(row + j * kLanes), w, sum[j]);
+      });
+      for (int j = 0; j < 4; ++j) Store(out + begin + j * kLanes, sum[j]);
     }
-    ForRows<kCount>(count, [&](int64_t i) {
-      const T* row = values + offset[i] + begin;
-      const auto w = Broadcast(weight[i]);
-      for (int j = 0; j < 4; ++j) sum[j] = MulAdd(Load(row + j * kLanes), w, sum[j]);
-    });
-    for (int j = 0; j < 4; ++j) Store(out + begin + j * kLanes, sum[j]);
+    values += begin, out += begin, channels -= begin;
   }
-  values += begin, out += begin;
-  ForChannels<T>(channels - begin, [&](auto load, auto store, int64_t c) {
-    typename Vector<T>::Type sum = {};
-    if (add) sum = load(out + c);
+  ForChannels<T>(channels, [&](auto lanes, int64_t c) {
+    using V = typename decltype(lanes)::Type;
+    V sum = {};
+    if (add) sum = lanes.Load(out + c);
     ForRows<kCount>(count, [&](int64_t i) {
-      sum = MulAdd(load(values + offset[i] + c), Broadcast(weight[i]), sum);
+      sum = MulAdd(lanes.Load(values + offset[i] + c), Broadcast<V>(weight[i]), sum);
     });
-    store(out + c, sum);
+    lanes.Store(out + c, sum);
   });
 }
 
 // dot[i] = sum over c of values[offset[i] + c] * row[c].
-template <int kCount, typename T>
-inline void DotRows(const T* __restrict__ values, const int64_t* offset, const T* __restrict__ row,
-                    int64_t channels, T* dot) {
-  typename Vector<T>::Type sums[kCount] = {};
-  ForChannels<T>(channels, [&](auto load, auto, int64_t c) {
-    const auto part = load(row + c);
+template <int kCount, typename T, typename S, typename Channels>
+inline void DotRows(const S* __restrict__ values, const int64_t* offset, const T* __restrict__ row,
+                    Channels channels, T* dot) {
+  typename Stepping<T, Channels>::Type sums[kCount] = {};
+  ForChannels<T>(channels, [&](auto lanes, int64_t c) {
+    const auto part = lanes.Load(row + c);
     ForRows<kCount>(
-        0, [&](int64_t i) { sums[i] = MulAdd(load(values + offset[i] + c), part, sums[i]); });
+        0, [&](int64_t i) { sums[i] = MulAdd(lanes.Load(values + offset[i] + c), part, sums[i]); });
   });
   Totals<kCount>(sums, dot);
 }
 
 // values[offset[i] + c] += weight[i] * row[c]; the offsets differ.
-template <int kCount, typename T>
+template <int kCount, typename T, typename Channels>
 inline void AddRows(const T* __restrict__ row, const int64_t* offset, const T* weight,
-                    int64_t channels, T* __restrict__ values) {
-  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
-    const auto part = load(row + c);
+                    Channels channels, T* __restrict__ values) {
+  ForChannels<T>(channels, [&](auto lanes, int64_t c) {
+    using V = typename decltype(lanes)::Type;
+    const V part = lanes.Load(row + c);
     ForRows<kCount>(0, [&](int64_t i) {
       T* to = values + offset[i] + c;
-      store(to, MulAdd(part, Broadcast(weight[i]), load(to)));
+      lanes.Store(to, MulAdd(part, Broadcast<V>(weight[i]), lanes.Load(to)));
     });
   });
 }
 
 // out[c] += a[c] * b[c].
-template <typename T>
-inline void AddProduct(const T* __restrict__ a, const T* __restrict__ b, int64_t channels,
+template <typename T, typename S>
+inline void AddProduct(const T* __restrict__ a, const S* __restrict__ b, int64_t channels,
                        T* __restrict__ out) {
-  ForChannels<T>(channels, [&](auto load, auto store, int64_t c) {
-    store(out + c, MulAdd(load(a + c), load(b + c), load(out + c)));
+  ForChannels<T>(channels, [&](auto lanes, int64_t c) {
+    lanes.Store(out + c, MulAdd(lanes.Load(a + c), lanes.Load(b + c), lanes.Load(out + c)));
   });
 }
 

@@ -32,15 +32,20 @@ class Places {
 
   int64_t ImageOf(int64_t row) const { return image_index_ ? image_index_[row] : row; }
 
-  T Weight(int64_t point) const { return weights_ ? weights_[point] : T(1); }
-
   // Sets `count` cells, from `at` on, to the points from `first` on.
   void Set(int64_t first, int64_t count, int64_t at, Found* cells) const {
     for (int axis = 0; axis < kRank; ++axis) {
-      const T* from = points_ + first * kRank + axis;
-      for (int64_t i = 0; i < count; ++i) cells->position[axis][at + i] = from[i * kRank];
+      const T* from = points_ + first * kRank + Coordinate(sizes_.units, axis, kRank);
+      T* to = cells->position[axis] + at;
+      for (int64_t i = 0; i < count; ++i) to[i] = from[i * kRank];
+      if (sizes_.units == Units::kPixels) continue;
+      for (int64_t i = 0; i < count; ++i) to[i] = InPixels(sizes_.units, to[i], space.limit[axis]);
     }
-    for (int64_t i = 0; i < count; ++i) cells->factor[at + i] = Weight(first + i);
+    if (weights_) {
+      std::copy_n(weights_ + first, count, cells->factor + at);
+    } else {
+      std::fill_n(cells->factor + at, count, T(1));
+    }
   }
 
   // Calls visit(cells, samples, count, sample, point) for the samples of queries [begin, end): the
@@ -104,7 +109,7 @@ struct Rows {
 
   void Add(const Cells<T, kRank>& cells, const Space<T, kRank>& space, int64_t cell) {
     if (cells.interior[cell]) {
-      const int64_t lower = cells.Lower(space, cell);
+      const int64_t lower = cells.lower[cell];
       for (int i = 0; i < kMost; ++i, ++count) {
         offset[count] = lower + space.corner[i];
         weight[count] = cells.weight[i][cell];
@@ -124,14 +129,14 @@ struct Rows {
   T weight[Cells<T, kRank>::kSize * kMost];
 };
 
-template <typename T, int kRank>
-void SampleValues(const Pool& pool, const SampleSizes& sizes, const T* values, const T* points,
+template <typename S, int kRank, typename T = Wide<S>>
+void SampleValues(const Pool& pool, const SampleSizes& sizes, const S* values, const T* points,
                   const T* weights, const int64_t* image_index, T* out) {
   const Places<T, kRank> places(sizes, points, weights, image_index);
   const int64_t width = places.width;
   const int64_t cost = sizes.groups * sizes.points * (20 + (width << kRank) / 4);
   if (sizes.points == 0) std::fill_n(out, sizes.rows * sizes.queries * sizes.channels, T(0));
-  ParallelFor(pool, sizes.rows * sizes.queries, cost, [&](int64_t begin, int64_t end) {
+  const auto sample = [&](auto channels, int64_t begin, int64_t end) {
     Walk<T, kRank> walk(places, sizes, begin);
     Rows<T, kRank> rows;
     places.ForCells(
@@ -139,17 +144,21 @@ void SampleValues(const Pool& pool, const SampleSizes& sizes, const T* values, c
         [&](const auto& cells, int64_t samples, int64_t count, int64_t sample, int64_t point) {
           T* to = out + sample * width;
           for (int64_t each = 0; each < samples; ++each, to += width) {
-            const T* from = values + walk.channels();
+            const S* from = values + walk.channels();
             if (sizes.points == 1) {
-              Sample(cells, places.space, each, from, width, to);
+              Sample(cells, places.space, each, from, channels, to);
             } else {
               rows.count = 0;
               for (int64_t i = 0; i < count; ++i) rows.Add(cells, places.space, each * count + i);
-              SumRows<0>(from, rows.offset, rows.weight, rows.count, width, point > 0, to);
+              SumRows<0>(from, rows.offset, rows.weight, rows.count, channels, point > 0, to);
             }
             if (point + count == sizes.points) walk.Next();
           }
         });
+  };
+  WithChannels<S>(width, [&](auto channels) {
+    ParallelFor(pool, sizes.rows * sizes.queries, cost,
+                [&](int64_t begin, int64_t end) { sample(channels, begin, end); });
   });
 }
 
@@ -167,15 +176,15 @@ struct RowsOfImages {
 };
 
 // Adds the gradient upstream to the corners of a cell.
-template <typename T, int kRank>
+template <typename T, int kRank, typename Channels>
 inline void AddToCorners(const Cells<T, kRank>& cells, const Space<T, kRank>& space, int64_t cell,
-                         const T* upstream, int64_t channels, T* values_gradient) {
+                         const T* upstream, Channels channels, T* values_gradient) {
   constexpr int kMost = 1 << kRank;
   T weight[kMost];
   if (cells.interior[cell]) {
     for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
     AddRows<kMost>(upstream, space.corner, weight, channels,
-                   values_gradient + cells.Lower(space, cell));
+                   values_gradient + cells.lower[cell]);
     return;
   }
   Corners<T, kRank, false> corners;
@@ -190,118 +199,201 @@ inline void AddToCorners(const Cells<T, kRank>& cells, const Space<T, kRank>& sp
 // Each image's slice of channels has one owner, who adds in the order of the points: the sums do
 // not depend on the number of threads.
 template <typename T, int kRank>
-void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* points, const T* weights,
-                      const int64_t* image_index, const T* gradient, T* values_gradient) {
-  using Found = Cells<T, kRank>;
-  const Places<T, kRank> places(sizes, points, weights, image_index);
-  const Space<T, kRank>& space = places.space;
-  const RowsOfImages rows(sizes, image_index);
-  const int64_t width = places.width;
-  const int64_t others = std::max<int64_t>(1, sizes.images * sizes.groups);
-  const int64_t halves = others % 2 && others < 8 ? 2 : 1;  // a few owners are even in number
-  const int64_t owned = std::clamp<int64_t>((width + halves - 1) / halves, 1, kWidest);
-  const int64_t slice = (owned + kLine - 1) / kLine * kLine;
-  const int64_t slices = (width + slice - 1) / slice;
-  const auto clear = [&](int64_t image) {
-    std::fill_n(values_gradient + image * space.elements, space.elements, T(0));
-  };
-  const bool whole = sizes.groups == 1 && slices == 1;  // an owner has the whole image
-  if (!whole) {
-    ParallelFor(pool, sizes.images, space.elements / 4 + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t image = begin; image < end; ++image) clear(image);
+class ValuesGradient {
+ public:
+  ValuesGradient(const SampleSizes& sizes, const T* points, const T* weights,
+                 const int64_t* image_index, const T* gradient, T* values_gradient)
+      : places_(sizes, points, weights, image_index),
+        rows_(sizes, image_index),
+        sizes_(sizes),
+        gradient_(gradient),
+        values_gradient_(values_gradient) {
+    const int64_t others = std::max<int64_t>(1, sizes.images * sizes.groups);
+    const int64_t halves = others % 2 && others < 8 ? 2 : 1;  // a few owners are even in number
+    const int64_t owned = std::clamp<int64_t>((width() + halves - 1) / halves, 1, kWidest);
+    slice_ = (owned + kLine - 1) / kLine * kLine;
+    slices_ = (width() + slice_ - 1) / slice_;
+    whole_ = sizes.groups == 1 && slices_ == 1;
+  }
+
+  void Run(const Pool& pool) const {
+    if (!whole_) {
+      ParallelFor(pool, sizes_.images, space().elements / 4 + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t image = begin; image < end; ++image) Clear(image);
+      });
+    }
+    const int64_t points = sizes_.rows * sizes_.queries * sizes_.points;
+    const int64_t cost =
+        points * (20 + (slice_ << kRank) / 4) / std::max<int64_t>(1, sizes_.images) + 1000;
+    WithChannels<T>(width(), [&](auto channels) {
+      ParallelFor(pool, sizes_.images * sizes_.groups * slices_, cost,
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t owner = begin; owner < end; ++owner) AddOwned(owner, channels);
+                  });
     });
   }
-  const int64_t cost = sizes.rows * sizes.queries * sizes.points * (20 + (slice << kRank) / 4) /
-                           std::max<int64_t>(1, sizes.images) +
-                       1000;
-  ParallelFor(pool, sizes.images * sizes.groups * slices, cost, [&](int64_t begin, int64_t end) {
+
+ private:
+  using Found = Cells<T, kRank>;
+
+  int64_t width() const { return places_.width; }
+  const Space<T, kRank>& space() const { return places_.space; }
+
+  void Clear(int64_t image) const {
+    std::fill_n(values_gradient_ + image * space().elements, space().elements, T(0));
+  }
+
+  // channels: of a group.
+  template <typename Channels>
+  void AddOwned(int64_t owner, Channels channels) const {
+    const int64_t group = owner / slices_ % sizes_.groups;
+    const int64_t image = owner / slices_ / sizes_.groups;
+    const int64_t low = group * width() + owner % slices_ * slice_;
+    if constexpr (std::is_same_v<Channels, int64_t>) {
+      channels = std::min(slice_, (group + 1) * width() - low);
+    }
+    if (whole_) Clear(image);
+    // Points that follow one another: those of a row's queries, if there is one group.
+    const int64_t run = sizes_.points * (sizes_.groups == 1 ? sizes_.queries : 1);
+    const int64_t runs = sizes_.groups == 1 ? 1 : sizes_.queries;
+    T* const to = values_gradient_ + image * space().elements + low;
     Found cells;
-    int64_t query[Found::kSize];  // of each cell
-    for (int64_t owner = begin; owner < end; ++owner) {
-      const int64_t group = owner / slices % sizes.groups;
-      const int64_t image = owner / slices / sizes.groups;
-      const int64_t low = group * width + owner % slices * slice;
-      const int64_t kept = std::min(slice, (group + 1) * width - low);
-      T* to = values_gradient + image * space.elements + low;
-      if (whole) clear(image);
-      int64_t count = 0;
-      const auto add = [&] {
-        cells.Find(space, count);
-        for (int64_t cell = 0; cell < count; ++cell) {
-          AddToCorners(cells, space, cell, gradient + query[cell] * sizes.channels + low, kept, to);
-        }
-        count = 0;
-      };
-      for (int64_t nth = rows.start[image]; nth < rows.start[image + 1]; ++nth) {
-        const int64_t first = rows.order[nth] * sizes.queries;
-        for (int64_t each = first; each < first + sizes.queries; ++each) {
-          const int64_t point = (each * sizes.groups + group) * sizes.points;
-          for (int64_t done = 0; done < sizes.points;) {
-            const int64_t taken = std::min(sizes.points - done, Found::kSize - count);
-            places.Set(point + done, taken, count, &cells);
-            std::fill(query + count, query + count + taken, each);
-            done += taken;
-            count += taken;
-            if (count == Found::kSize) add();
+    const T* upstream[Found::kSize];
+    int64_t count = 0;
+    const auto add = [&] {
+      cells.Find(space(), count);
+      for (int64_t cell = 0; cell < count; ++cell) {
+        AddToCorners(cells, space(), cell, upstream[cell], channels, to);
+      }
+      count = 0;
+    };
+    for (int64_t nth = rows_.start[image]; nth < rows_.start[image + 1] && run > 0; ++nth) {
+      const T* from = gradient_ + rows_.order[nth] * sizes_.queries * sizes_.channels + low;
+      for (int64_t each = 0; each < runs; ++each) {
+        const int64_t first =
+            (rows_.order[nth] * sizes_.queries * sizes_.groups + each * sizes_.groups + group) *
+            sizes_.points;
+        int64_t left = sizes_.points;  // of the query's points
+        for (int64_t done = 0; done < run;) {
+          const int64_t taken = std::min(run - done, Found::kSize - count);
+          places_.Set(first + done, taken, count, &cells);
+          for (int64_t i = 0; i < taken; ++i) {
+            upstream[count + i] = from;
+            if (--left > 0) continue;
+            left = sizes_.points;
+            from += sizes_.channels;
           }
+          done += taken;
+          count += taken;
+          if (count == Found::kSize) add();
         }
       }
-      add();
     }
-  });
-}
+    add();
+  }
+
+  const Places<T, kRank> places_;
+  const RowsOfImages rows_;
+  const SampleSizes& sizes_;
+  const T* gradient_;
+  T* values_gradient_;
+  int64_t slice_, slices_;  // channels of a group that an owner has, and how many it takes
+  bool whole_;              // an owner has the whole image
+};
 
 template <typename T, int kRank>
-void SampleGradPoints(const Pool& pool, const SampleSizes& sizes, const T* values, const T* points,
-                      const T* weights, const int64_t* image_index, const T* gradient,
-                      T* points_gradient, T* weights_gradient) {
+void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* points, const T* weights,
+                      const int64_t* image_index, const T* gradient, T* values_gradient) {
+  ValuesGradient<T, kRank>(sizes, points, weights, image_index, gradient, values_gradient)
+      .Run(pool);
+}
+
+template <typename S, int kRank, typename T = Wide<S>>
+class PointsGradient {
+ public:
+  PointsGradient(const SampleSizes& sizes, const S* values, const T* points, const T* weights,
+                 const int64_t* image_index, const T* gradient, T* points_gradient,
+                 T* weights_gradient)
+      : places_(sizes, points, weights, image_index),
+        sizes_(sizes),
+        values_(values),
+        gradient_(gradient),
+        points_gradient_(points_gradient),
+        weights_gradient_(weights_gradient) {}
+
+  void Run(const Pool& pool) const {
+    const int64_t cost = sizes_.groups * sizes_.points * (40 + (places_.width << kRank) / 4);
+    WithChannels<S>(places_.width, [&](auto channels) {
+      ParallelFor(pool, sizes_.rows * sizes_.queries, cost,
+                  [&](int64_t begin, int64_t end) { OfQueries(begin, end, channels); });
+    });
+  }
+
+ private:
   using Found = Cells<T, kRank>;
-  constexpr int kMost = Found::kMost;
-  const Places<T, kRank> places(sizes, points, weights, image_index);
-  const Space<T, kRank>& space = places.space;
-  const int64_t width = places.width;
-  const int64_t cost = sizes.groups * sizes.points * (40 + (width << kRank) / 4);
-  ParallelFor(pool, sizes.rows * sizes.queries, cost, [&](int64_t begin, int64_t end) {
-    Walk<T, kRank> walk(places, sizes, begin);
+  static constexpr int kMost = Found::kMost;
+
+  template <typename Channels>
+  void OfQueries(int64_t begin, int64_t end, Channels channels) const {
+    const Space<T, kRank>& space = places_.space;
+    Walk<T, kRank> walk(places_, sizes_, begin);
     alignas(64) T dots[kMost][Found::kSize] = {};
     alignas(64) T gradients[kRank + 1][Found::kSize];
-    places.ForCells(
+    places_.ForCells(
         begin, end,
         [&](const Found& cells, int64_t samples, int64_t count, int64_t sample, int64_t point) {
-          const int64_t first = sample * sizes.points + point;
-          const auto write = [&](int64_t cell, const T* gradient) {
-            T* to = points_gradient + (first + cell) * kRank;
-            for (int axis = 0; axis < kRank; ++axis) to[axis] = gradient[axis];
-            if (weights_gradient) weights_gradient[first + cell] = gradient[kRank];
-          };
-          T dot[8], one[kRank + 1];
+          const int64_t first = sample * sizes_.points + point;
+          T dot[kMost], outer[kRank + 1];
           for (int64_t each = 0; each < samples; ++each) {
-            const T* from = values + walk.channels();
-            const T* upstream = gradient + (sample + each) * width;
+            const S* from = values_ + walk.channels();
+            const T* upstream = gradient_ + (sample + each) * places_.width;
             for (int64_t cell = each * count; cell < (each + 1) * count; ++cell) {
               if (cells.interior[cell]) {
-                DotRows<kMost>(from + cells.Lower(space, cell), space.corner, upstream, width, dot);
+                DotRows<kMost>(from + cells.lower[cell], space.corner, upstream, channels, dot);
                 for (int i = 0; i < kMost; ++i) dots[i][cell] = dot[i];
                 continue;
               }
               Corners<T, kRank> corners;
               cells.Corner(space, cell, &corners);
               WithConstant<kMost>(corners.count, [&](auto count) {
-                DotRows<count>(from, corners.offset, upstream, width, dot);
+                DotRows<count>(from, corners.offset, upstream, channels, dot);
               });
-              PointGradient(corners, cells.factor[cell], dot, one);
-              write(cell, one);
+              PointGradient(corners, cells.factor[cell], dot, outer);
+              Write(first + cell, outer, 1);
             }
-            if (point + count == sizes.points) walk.Next();
+            if (point + count == sizes_.points) walk.Next();
           }
           PointGradients(cells, samples * count, dots, gradients);
           for (int64_t cell = 0; cell < samples * count; ++cell) {
-            if (!cells.interior[cell]) continue;
-            for (int axis = 0; axis <= kRank; ++axis) one[axis] = gradients[axis][cell];
-            write(cell, one);
+            if (cells.interior[cell]) Write(first + cell, gradients[0] + cell, Found::kSize);
           }
         });
-  });
+  }
+
+  // Writes what is [rank + 1], `stride` apart: in pixels, and last to the weight.
+  void Write(int64_t point, const T* gradient, int64_t stride) const {
+    T* to = points_gradient_ + point * kRank;
+    for (int axis = 0; axis < kRank; ++axis) {
+      to[Coordinate(sizes_.units, axis, kRank)] =
+          gradient[axis * stride] * PixelsOf(sizes_.units, places_.space.limit[axis]);
+    }
+    if (weights_gradient_) weights_gradient_[point] = gradient[kRank * stride];
+  }
+
+  const Places<T, kRank> places_;
+  const SampleSizes& sizes_;
+  const S* values_;
+  const T* gradient_;
+  T *points_gradient_, *weights_gradient_;
+};
+
+template <typename S, int kRank, typename T = Wide<S>>
+void SampleGradPoints(const Pool& pool, const SampleSizes& sizes, const S* values, const T* points,
+                      const T* weights, const int64_t* image_index, const T* gradient,
+                      T* points_gradient, T* weights_gradient) {
+  PointsGradient<S, kRank>(sizes, values, points, weights, image_index, gradient, points_gradient,
+                           weights_gradient)
+      .Run(pool);
 }
 
 }  // namespace
@@ -314,8 +406,9 @@ void SetSampleKernels(TypedKernels<T>* kernels) {
     kOfRank[sizes.rank - 1](pool, sizes, rest...);
   };
   kernels->sample_grad_values = [](const Pool& pool, const SampleSizes& sizes, auto... rest) {
+    using W = Wide<T>;
     constexpr decltype(kernels->sample_grad_values) kOfRank[] = {
-        SampleGradValues<T, 1>, SampleGradValues<T, 2>, SampleGradValues<T, 3>};
+        SampleGradValues<W, 1>, SampleGradValues<W, 2>, SampleGradValues<W, 3>};
     kOfRank[sizes.rank - 1](pool, sizes, rest...);
   };
   kernels->sample_grad_points = [](const Pool& pool, const SampleSizes& sizes, auto... rest) {
@@ -327,5 +420,7 @@ void SetSampleKernels(TypedKernels<T>* kernels) {
 
 template void SetSampleKernels<float>(TypedKernels<float>*);
 template void SetSampleKernels<double>(TypedKernels<double>*);
+template void SetSampleKernels<Float16Bits>(TypedKernels<Float16Bits>*);
+template void SetSampleKernels<Bfloat16Bits>(TypedKernels<Bfloat16Bits>*);
 
 }  // namespace tf_deform

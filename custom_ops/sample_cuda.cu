@@ -24,7 +24,14 @@ struct SampleShape {
         groups(sizes.groups),
         width(static_cast<int>(sizes.channels / sizes.groups)),
         vectors((width + lanes - 1) / lanes),
-        rank(sizes.rank) {}
+        rank(sizes.rank),
+        units(sizes.units) {}
+
+  // Which of a point's coordinates is along an axis, -1 if there is none.
+  __device__ int Own(int axis) const {
+    const int own = axis - (kRank - rank);
+    return own < 0 ? -1 : Coordinate(units, own, rank);
+  }
 
   // One dimension is seen as two, of which the first has size 1: fewer kernels.
   struct Spaces {
@@ -41,6 +48,7 @@ struct SampleShape {
   int64_t images, cells, row_cells, points, groups;
   int width, vectors;  // of a cell: channels, and vectors of them
   int rank;            // coordinates that a point has
+  Units units;         // which they are in
 };
 
 template <typename A, int kRank>
@@ -48,8 +56,10 @@ __device__ inline void ReadPoint(const SampleShape<A, kRank>& shape, const A* po
                                  A* position) {
   TF_DEFORM_UNROLL
   for (int axis = 0; axis < kRank; ++axis) {
-    const int own = axis - (kRank - shape.rank);
-    position[axis] = own < 0 ? A(0) : points[point * shape.rank + own];
+    const int own = shape.Own(axis);
+    position[axis] = own < 0 ? A(0)
+                             : InPixels(shape.units, points[point * shape.rank + own],
+                                        shape.space.limit[axis]);
   }
 }
 
@@ -239,8 +249,10 @@ __global__ void __launch_bounds__(kThreads)
   const A factor = weights ? weights[point] : A(1);
   TF_DEFORM_UNROLL
   for (int axis = 0; axis < kRank; ++axis) {
-    const int own = axis - (kRank - shape.rank);
-    if (own >= 0) points_gradient[point * shape.rank + own] = follows ? sums[axis] * factor : A(0);
+    const int own = shape.Own(axis);
+    if (own < 0) continue;
+    const A pixels = PixelsOf(shape.units, shape.space.limit[axis]);
+    points_gradient[point * shape.rank + own] = follows ? sums[axis] * factor * pixels : A(0);
   }
   if (weights_gradient) weights_gradient[point] = sums[kRank];
 }

@@ -1,4 +1,5 @@
-// The ops TfDeform>WeightedSample and its two gradients: signatures and shapes.
+// The ops TfDeform>WeightedSample and its two gradients: signatures and shapes. W is float32, or float64
+// if T is that. units: what the points are in, as in kernels.h.
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -61,13 +62,15 @@ absl::Status InferShapes(InferenceContext* c, bool has_gradient, SampleShapes* s
 
 REGISTER_OP("TfDeform>WeightedSample")
     .Input("values: T")
-    .Input("points: T")
-    .Input("weights: weight_count * T")
+    .Input("points: W")
+    .Input("weights: weight_count * W")
     .Input("image_index: index_count * int64")
-    .Output("samples: T")
-    .Attr("T: {float, double}")
+    .Output("samples: W")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("W: {float, double}")
     .Attr("weight_count: int >= 0")
     .Attr("index_count: int >= 0")
+    .Attr("units: {'pixels', 'edges', 'centers'} = 'pixels'")
     .SetShapeFn([](InferenceContext* c) {
       SampleShapes shapes;
       TF_RETURN_IF_ERROR(InferShapes(c, false, &shapes));
@@ -77,14 +80,16 @@ REGISTER_OP("TfDeform>WeightedSample")
 
 REGISTER_OP("TfDeform>WeightedSampleGradValues")
     .Input("values: T")
-    .Input("points: T")
-    .Input("weights: weight_count * T")
+    .Input("points: W")
+    .Input("weights: weight_count * W")
     .Input("image_index: index_count * int64")
-    .Input("gradient: T")
-    .Output("values_gradient: T")
-    .Attr("T: {float, double}")
+    .Input("gradient: W")
+    .Output("values_gradient: W")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("W: {float, double}")
     .Attr("weight_count: int >= 0")
     .Attr("index_count: int >= 0")
+    .Attr("units: {'pixels', 'edges', 'centers'} = 'pixels'")
     .SetShapeFn([](InferenceContext* c) {
       SampleShapes shapes;
       TF_RETURN_IF_ERROR(InferShapes(c, true, &shapes));
@@ -94,15 +99,17 @@ REGISTER_OP("TfDeform>WeightedSampleGradValues")
 
 REGISTER_OP("TfDeform>WeightedSampleGradPoints")
     .Input("values: T")
-    .Input("points: T")
-    .Input("weights: weight_count * T")
+    .Input("points: W")
+    .Input("weights: weight_count * W")
     .Input("image_index: index_count * int64")
-    .Input("gradient: T")
-    .Output("points_gradient: T")
-    .Output("weights_gradient: weight_count * T")
-    .Attr("T: {float, double}")
+    .Input("gradient: W")
+    .Output("points_gradient: W")
+    .Output("weights_gradient: weight_count * W")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("W: {float, double}")
     .Attr("weight_count: int >= 0")
     .Attr("index_count: int >= 0")
+    .Attr("units: {'pixels', 'edges', 'centers'} = 'pixels'")
     .SetShapeFn([](InferenceContext* c) {
       SampleShapes shapes;
       TF_RETURN_IF_ERROR(InferShapes(c, true, &shapes));

@@ -17,6 +17,41 @@
 
 namespace tf_deform {
 
+// Returns a * b, rounded before anything is added to it.
+#ifdef __CUDA_ARCH__
+TF_DEFORM_INLINE float RoundedProduct(float a, float b) { return __fmul_rn(a, b); }
+TF_DEFORM_INLINE double RoundedProduct(double a, double b) { return __dmul_rn(a, b); }
+#else
+template <typename T>
+TF_DEFORM_INLINE T RoundedProduct(T a, T b) {
+  return a * b;  // compiled without contraction
+}
+#endif
+
+// What coordinates are: pixels in array order, (y, x), or normalised ones in the order (x, y), of which
+// -1 and 1 are the outer edges of the edge pixels, or their centres.
+enum class Units : int64_t { kPixels, kEdges, kCenters };
+
+// Which of a point's coordinates is along an axis.
+TF_DEFORM_INLINE int Coordinate(Units units, int axis, int rank) {
+  return units == Units::kPixels ? axis : rank - 1 - axis;
+}
+
+// How many pixels a coordinate of 1 is, along an axis of so many pixels.
+template <typename T>
+TF_DEFORM_INLINE T PixelsOf(Units units, T size) {
+  if (units == Units::kPixels) return T(1);
+  return (units == Units::kEdges ? size : size - T(1)) / T(2);
+}
+
+// Returns a coordinate in pixels.
+template <typename T>
+TF_DEFORM_INLINE T InPixels(Units units, T coordinate, T size) {
+  if (units == Units::kPixels) return coordinate;
+  if (units == Units::kCenters) return (coordinate + T(1)) * PixelsOf(units, size);
+  return (RoundedProduct(coordinate + T(1), size) - T(1)) / T(2);
+}
+
 // On which side a corner is along an axis, 0 or 1: its number's bits, the first axis highest.
 template <int kRank>
 TF_DEFORM_INLINE constexpr int Side(int corner, int axis) {

@@ -30,7 +30,8 @@ std::string Array(const char* name, const std::vector<int64_t>& values) {
 std::string Attributes(const Call& call) {
   return absl::StrCat("{op = ", static_cast<int64_t>(call.op),
                       " : i64, weight_count = ", call.weight_count,
-                      " : i64, index_count = ", call.index_count, " : i64, ",
+                      " : i64, index_count = ", call.index_count,
+                      " : i64, units = ", static_cast<int64_t>(call.units), " : i64, ",
                       Array("strides", call.strides), ", ", Array("dilations", call.dilations), "}");
 }
 
@@ -61,6 +62,13 @@ xla::XlaOp Sized(xla::XlaOp made, xla::XlaOp like, const xla::Shape& shape) {
   return made;
 }
 
+Type TypeOf(tensorflow::DataType type) {
+  return type == tensorflow::DT_DOUBLE     ? Type::kFloat64
+         : type == tensorflow::DT_HALF     ? Type::kFloat16
+         : type == tensorflow::DT_BFLOAT16 ? Type::kBfloat16
+                                           : Type::kFloat32;
+}
+
 template <Op kOp>
 class XlaKernel : public tensorflow::XlaOpKernel {
  public:
@@ -70,7 +78,7 @@ class XlaKernel : public tensorflow::XlaOpKernel {
 
   void Compile(XlaOpKernelContext* context) override {
     Call call = call_;
-    call.type = context->input_type(0) == tensorflow::DT_DOUBLE ? Type::kFloat64 : Type::kFloat32;
+    call.type = TypeOf(context->input_type(0));
     std::vector<xla::XlaOp> operands;
     std::vector<xla::Shape> given, shapes;
     for (int i = 0; i < context->num_inputs(); ++i) {
@@ -91,7 +99,9 @@ class XlaKernel : public tensorflow::XlaOpKernel {
     OP_REQUIRES(context, plan.error.empty(), absl::InvalidArgumentError(plan.error));
     std::vector<xla::Shape> results;
     for (const Shape& sizes : plan.outputs) {
-      results.push_back(Dense(shapes[0].element_type(), sizes));
+      // Positions are of the type that all but a convolution's own result has.
+      const int like = kOp == Op::kConv ? 0 : kPositions;
+      results.push_back(Dense(shapes[like].element_type(), sizes));
     }
     const xla::XlaOp made = xla::CustomCallWithLayout(
         context->builder(), kXlaTarget, operands, xla::ShapeUtil::MakeTupleShape(results), shapes,

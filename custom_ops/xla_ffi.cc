@@ -64,13 +64,21 @@ Pool ThreadsOf(ffi::ThreadPool* threads) {
   return {run, threads};
 }
 
+Type TypeOf(ffi::DataType type) {
+  return type == ffi::F64    ? Type::kFloat64
+         : type == ffi::F16  ? Type::kFloat16
+         : type == ffi::BF16 ? Type::kBfloat16
+                             : Type::kFloat32;
+}
+
 ffi::Error RunCall(ffi::ThreadPool threads, ffi::RemainingArgs arguments, ffi::RemainingRets results,
-                   int64_t op, int64_t weight_count, int64_t index_count,
+                   int64_t op, int64_t weight_count, int64_t index_count, int64_t units,
                    ffi::Span<const int64_t> strides, ffi::Span<const int64_t> dilations) {
   Call call;
   call.op = static_cast<Op>(op);
   call.weight_count = weight_count;
   call.index_count = index_count;
+  call.units = static_cast<Units>(units);
   call.strides.assign(strides.begin(), strides.end());
   call.dilations.assign(dilations.begin(), dilations.end());
   std::vector<const void*> inputs;
@@ -84,7 +92,7 @@ ffi::Error RunCall(ffi::ThreadPool threads, ffi::RemainingArgs arguments, ffi::R
       continue;
     }
     if (i == 0) {
-      call.type = input->element_type() == ffi::F64 ? Type::kFloat64 : Type::kFloat32;
+      call.type = TypeOf(input->element_type());
     }
     call.inputs.emplace_back(sizes.begin(), sizes.end());
     inputs.push_back(input->untyped_data());
@@ -113,6 +121,7 @@ XLA_FFI_DEFINE_HANDLER(kRunCall, RunCall,
                            .Attr<int64_t>("op")
                            .Attr<int64_t>("weight_count")
                            .Attr<int64_t>("index_count")
+                           .Attr<int64_t>("units")
                            .Attr<ffi::Span<const int64_t>>("strides")
                            .Attr<ffi::Span<const int64_t>>("dilations"));
 

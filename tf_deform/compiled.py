@@ -266,15 +266,20 @@ def _auto_is_compiled():
     return library is not None and not _gpu_is_idle()
 
 
-def weighted_sample(values, points, weights=None, image_index=None):
-    """Returns the compiled `ops.weighted_sample`; takes its arguments unchecked."""
+def weighted_sample(values, points, weights=None, image_index=None, units="pixels"):
+    """Returns the compiled `ops.weighted_sample`; takes its arguments unchecked.
+
+    units: what the points are in: "pixels" in array order, or normalised coordinates (x, y[, z]) of
+    which -1 and 1 are the "edges" of the images or the "centers" of their edge pixels.
+    """
     library, _ = _load()
     wide = tf.float64 if tf.float64 in (values.dtype, points.dtype) else tf.float32
     out = library.tf_deform_weighted_sample(
-        values=tf.cast(values, wide),
+        values=tf.cast(values, wide) if wide == tf.float64 else values,
         points=tf.cast(points, wide),
         weights=[] if weights is None else [tf.cast(weights, wide)],
         image_index=[] if image_index is None else [tf.cast(image_index, tf.int64)],
+        units=units,
     )
     return tf.cast(out, tf.float64 if values.dtype == tf.float64 else tf.float32)
 
@@ -286,9 +291,10 @@ def deformable_conv(inputs, kernel, offset, mask, *, before, strides, dilations)
     """
     library, _ = _load()
     wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
+    stored = inputs.dtype if inputs.dtype == kernel.dtype and wide != tf.float64 else wide
     out = library.tf_deform_deformable_conv(
-        inputs=tf.cast(inputs, wide),
-        kernel=tf.cast(kernel, wide),
+        inputs=tf.cast(inputs, stored),
+        kernel=tf.cast(kernel, stored),
         offset=tf.cast(offset, wide),
         mask=[] if mask is None else [tf.cast(mask, wide)],
         before=tf.stack([tf.cast(each, tf.int32) for each in before]),
@@ -315,28 +321,30 @@ def portable(name):
 
 
 def _sample_arguments(op):
-    """Returns (values, points, *weights), image_index or None, and what remains of the inputs."""
+    """Returns (values, points, *weights), image_index or None, what remains, and the units."""
     count = 2 + op.get_attr("weight_count")
     end = count + op.get_attr("index_count")
     inputs = list(op.inputs)
-    return inputs[:count], inputs[count] if end > count else None, inputs[end:]
+    units = tf.compat.as_str(op.get_attr("units"))
+    return inputs[:count], inputs[count] if end > count else None, inputs[end:], units
 
 
 def _sample_gradient(op, upstream):
     library, _ = _load()
-    (values, points, *weights), index, _ = _sample_arguments(op)
+    (values, points, *weights), index, _, units = _sample_arguments(op)
     given = {
         "values": values,
         "points": points,
         "weights": weights,
         "image_index": [] if index is None else [index],
         "gradient": upstream,
+        "units": units,
     }
     needless = getattr(op, "skip_input_indices", None) or ()  # known when run eagerly
     to_values = to_points = None
     to_weights = [None] * len(weights)
     if 0 not in needless:
-        to_values = library.tf_deform_weighted_sample_grad_values(**given)
+        to_values = tf.cast(library.tf_deform_weighted_sample_grad_values(**given), values.dtype)
     if 1 not in needless or (weights and 2 not in needless):
         to_points, to_weights = library.tf_deform_weighted_sample_grad_points(**given)
     return [to_values, to_points, *to_weights, *([] if index is None else [None])]
@@ -351,10 +359,10 @@ def _sample_points_second(op, *upstream):
 
 
 def _sample_second(op, upstream, targets):
-    arguments, index, (given,) = _sample_arguments(op)
+    arguments, index, (given,), units = _sample_arguments(op)
 
     def form(values, points, weights=None):
-        return _portable["WeightedSample"](values, points, weights, index)
+        return _portable["WeightedSample"](values, points, weights, index, units)
 
     *found, last = _second(form, arguments, given, upstream, targets)
     return [*found, *([] if index is None else [None]), last]
@@ -362,7 +370,6 @@ def _sample_second(op, upstream, targets):
 
 def _conv_gradient(op, upstream):
     library, _ = _load()
-    count = 3 + op.get_attr("mask_count")
     inputs, kernel, offset, *mask, before = op.inputs
     found = library.tf_deform_deformable_conv_grad(
         inputs=inputs,
@@ -374,7 +381,9 @@ def _conv_gradient(op, upstream):
         strides=op.get_attr("strides"),
         dilations=op.get_attr("dilations"),
     )
-    return [*found[:3], *found[3][: count - 3], None]
+    arguments = [inputs, kernel, offset, *mask]
+    found = [*found[:3], *found[3][: len(mask)]]
+    return [*(tf.cast(to, x.dtype) for to, x in zip(found, arguments, strict=True)), None]
 
 
 def _conv_second(op, *upstream):
@@ -391,7 +400,8 @@ def _conv_second(op, *upstream):
 def _second(form, arguments, given, upstream, targets):
     """Returns the gradients, to arguments and `given`, of form's gradient with respect to targets.
 
-    given: what form's own gradient took. upstream: one tensor for each of the targets.
+    given: what form's own gradient took. upstream: one tensor for each of the targets, which may be
+    wider than they are.
     """
     sources = [*arguments, given]
     with tf.GradientTape() as outer:
@@ -404,8 +414,9 @@ def _second(form, arguments, given, upstream, targets):
             finally:
                 _this_thread.portable = False
         found = inner.gradient(out, [arguments[each] for each in targets], given)
+    upstream = [tf.cast(given, each.dtype) for given, each in zip(upstream, found, strict=True)]
     return outer.gradient(
-        found, sources, list(upstream), unconnected_gradients=tf.UnconnectedGradients.ZERO
+        found, sources, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
 
 

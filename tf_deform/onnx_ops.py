@@ -64,9 +64,8 @@ def deform_conv(inputs, kernel, offset, mask, geometry, deformable_groups):
     return tf.cast(_last(out), dtype)
 
 
-def grid_sample(inputs, axes, interpolation, padding_mode, align_corners):
-    """Returns `ops.grid_sample` of a grid given as its axes; takes its arguments unchecked."""
-    grid = tf.stack(axes, axis=-1)
+def grid_sample(inputs, grid, interpolation, padding_mode, align_corners):
+    """Returns `ops.grid_sample`; takes its arguments unchecked."""
     wide = _wide(inputs, grid)
     finite = tf.reduce_all(tf.math.is_finite(grid), axis=-1, keepdims=True)
     grid = tf.clip_by_value(tf.cast(grid, wide), -_FARTHEST, _FARTHEST)

@@ -19,6 +19,7 @@ class SampleSizes(ctypes.Structure):
 
     _fields_ = (
         ("rank", ctypes.c_int),
+        ("units", int64),
         ("images", int64),
         ("space", int64 * 3),
         *((name, int64) for name in ("channels", "rows", "queries", "groups", "points")),
@@ -176,7 +177,8 @@ def sample_sizes(values, points):
     """Returns the sizes of a call of `Kernels.sample`."""
     images, *space, channels = values.shape
     rows, queries, groups, count, rank = points.shape
-    return SampleSizes(rank, images, three(space), channels, rows, queries, groups, count)
+    pixels = 0
+    return SampleSizes(rank, pixels, images, three(space), channels, rows, queries, groups, count)
 
 
 def conv_sizes(inputs, kernel, offset, *, strides, dilations, before):

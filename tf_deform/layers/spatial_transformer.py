@@ -202,9 +202,9 @@ class SpatialTransformer(_Sampler):
         if parameters.dtype != tf.float64:
             parameters = tf.cast(parameters, tf.float32)
         size = space if self.output_size is None else self.output_size
-        axes = self._axes(parameters, len(space), size)
+        grid = self._grid(parameters, len(space), size)
         return grids.sample_at(
-            inputs, axes, self.interpolation, self.padding_mode, self.align_corners
+            inputs, grid, self.interpolation, self.padding_mode, self.align_corners
         )
 
     def compute_output_shape(self, inputs_shape, parameters_shape=None):
@@ -240,21 +240,21 @@ class SpatialTransformer(_Sampler):
             "similarity": [1.0, 0.0, 0.0, 0.0],
         }[self.transformation]
 
-    def _axes(self, parameters, rank, size):
-        """Returns the sampling grid as axes x, y[, z], each `[batch, *size]`."""
+    def _grid(self, parameters, rank, size):
+        """Returns the sampling grid, a tensor or the list of its axes."""
         batch = validation.sizes(parameters)[0]
         if self.transformation == "thin_plate_spline":
             displacements = tf.reshape(parameters, [batch, math.prod(self.control_points), 2])
-            return grids.thin_plate_spline_axes(
+            return grids.thin_plate_spline(
                 displacements, size, self.control_points, self.align_corners
             )
         if self.transformation == "projective":
             theta = tf.concat([parameters, tf.ones_like(parameters[:, :1])], axis=1)
             theta = tf.reshape(theta, [batch, 3, 3])
-            return grids.projective_axes(theta, size, self.align_corners)
+            return grids.projective(theta, size, self.align_corners)
         theta = _TRANSFORMATIONS[self.transformation](parameters, rank)
         theta = tf.reshape(theta, [batch, rank, rank + 1])
-        return grids.affine_axes(theta, size, self.align_corners)
+        return grids.affine(theta, size, self.align_corners)
 
 
 def _translation(parameters, rank):

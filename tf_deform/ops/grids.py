@@ -10,7 +10,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from tf_deform import onnx_ops
+from tf_deform import compiled, onnx_ops
 from tf_deform.ops import sampling, validation
 
 
@@ -36,7 +36,7 @@ def affine_grid(theta, output_size, *, align_corners=False):
         >>> affine_grid(theta, (1, 2)).numpy().tolist()
         [[[[-0.5, 0.0], [0.5, 0.0]]]]
     """
-    return tf.stack(affine_axes(theta, output_size, align_corners), axis=-1)
+    return _stacked(affine(theta, output_size, align_corners))
 
 
 def projective_grid(theta, output_size, *, align_corners=False):
@@ -61,7 +61,7 @@ def projective_grid(theta, output_size, *, align_corners=False):
         >>> projective_grid(2.0 * tf.eye(3)[None], (1, 2)).numpy().tolist()  # scale cancels
         [[[[-0.5, 0.0], [0.5, 0.0]]]]
     """
-    return tf.stack(projective_axes(theta, output_size, align_corners), axis=-1)
+    return _stacked(projective(theta, output_size, align_corners))
 
 
 def thin_plate_spline_grid(
@@ -92,8 +92,7 @@ def thin_plate_spline_grid(
         >>> thin_plate_spline_grid(tf.zeros([1, 16, 2]), (1, 2)).numpy().tolist()
         [[[[-0.5, 0.0], [0.5, 0.0]]]]
     """
-    axes = thin_plate_spline_axes(displacements, output_size, control_points, align_corners)
-    return tf.stack(axes, axis=-1)
+    return _stacked(thin_plate_spline(displacements, output_size, control_points, align_corners))
 
 
 def grid_sample(
@@ -132,48 +131,66 @@ def grid_sample(
             "grid must have shape [batch, *output_size, rank] with rank 1 to 3 and as many output "
             f"axes, received {grid.shape}"
         )
-    axes = [grid[..., axis] for axis in range(rank)]
-    return sample_at(inputs, axes, interpolation, padding_mode, align_corners)
+    return sample_at(inputs, grid, interpolation, padding_mode, align_corners)
 
 
-def sample_at(inputs, axes, interpolation, padding_mode, align_corners):
-    """Returns `grid_sample` at a grid given as its axes x, y[, z], each `[batch, *output_size]`."""
-    batch, *output_size = validation.sizes(axes[0])
-    rank = len(axes)
+# A grid is a tensor [batch, *output_size, rank], or a list of its axes x, y[, z], each
+# [batch, *output_size], whichever takes less time: TensorFlow interleaves axes slowly.
+
+
+def _stacked(grid):
+    return grid if tf.is_tensor(grid) else tf.stack(grid, axis=-1)
+
+
+def _axes_of(grid):
+    return tf.unstack(grid, axis=-1) if tf.is_tensor(grid) else grid
+
+
+def sample_at(inputs, grid, interpolation, padding_mode, align_corners):
+    """Returns `grid_sample` at a grid, a tensor or the list of its axes; takes it unchecked."""
+    if tf.is_tensor(grid):
+        batch, *output_size, rank = validation.sizes(grid)
+    else:
+        batch, *output_size = validation.sizes(grid[0])
+        rank = len(grid)
     inputs = validation.shaped(
         "inputs", inputs, [batch, *[None] * (rank + 1)], f"[batch, {rank} axes, channels]"
     )
     if onnx_ops.wanted() and (rank == 2 or (rank == 3 and interpolation != "bicubic")):
-        return onnx_ops.grid_sample(inputs, axes, interpolation, padding_mode, align_corners)
+        grid = _stacked(grid)
+        return onnx_ops.grid_sample(inputs, grid, interpolation, padding_mode, align_corners)
     _, *space, channels = validation.sizes(inputs)
+    units = "centers" if align_corners else "edges"
+    if (interpolation, padding_mode) == ("bilinear", "zeros") and compiled.chosen():
+        points = tf.reshape(_stacked(grid), [batch, math.prod(output_size), 1, 1, rank])
+        out = compiled.weighted_sample(inputs, points, units=units)
+        return tf.cast(tf.reshape(out, [batch, *output_size, channels]), inputs.dtype)
     dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
     pixels = []
-    for axis, size in zip(reversed(axes), space, strict=True):
+    for axis, size in zip(reversed(_axes_of(grid)), space, strict=True):
         axis = tf.cast(axis, tf.float64 if axis.dtype == tf.float64 else dtype)
-        size = tf.cast(size, axis.dtype)
-        # ((x + 1) size - 1) / 2, or (x + 1) (size - 1) / 2
-        pixel = (axis + 1) * ((size - 1) / 2) if align_corners else ((axis + 1) * size - 1) / 2
-        pixels.append(tf.reshape(pixel, [batch, math.prod(output_size)]))
+        axis = tf.reshape(axis, [batch, math.prod(output_size)])
+        pixels.append(sampling.in_pixels(axis, size, units))
     out = sampling.sample_axes(
         inputs, pixels, interpolation, padding_mode, half_pixel=not align_corners
     )
     return tf.reshape(out, [batch, *output_size, channels])
 
 
-# The grids as lists of axes x, y[, z], each [batch, *output_size]: what a spatial transformer needs
-# without interleaving them. Sums of products, not tf.matmul, which on a GPU rounds to TF32.
-
-
-def affine_axes(theta, output_size, align_corners):
-    """Returns `affine_grid` as its axes."""
+def affine(theta, output_size, align_corners):
+    """Returns `affine_grid`, as a tensor or the list of its axes."""
     validation.output_size(output_size, (2, 3))
     rank = len(output_size)
     theta = _parameters("theta", theta, [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]")
-    return _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
+    axes = _normalized(output_size, align_corners, theta.dtype)
+    # On a GPU tf.matmul rounds to TF32; what is saved may be run on one.
+    if compiled.chosen() and not tf.config.list_physical_devices("GPU"):
+        return _affine_product(theta, axes, output_size)
+    return _affine_rows(theta, axes)
 
 
-def projective_axes(theta, output_size, align_corners):
-    """Returns `projective_grid` as its axes."""
+def projective(theta, output_size, align_corners):
+    """Returns `projective_grid` as the list of its axes."""
     validation.output_size(output_size, (2,))
     theta = _parameters("theta", theta, [None, 3, 3], "[batch, 3, 3]")
     x, y, w = _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
@@ -182,8 +199,8 @@ def projective_axes(theta, output_size, align_corners):
     return [tf.where(finite, each / w, float("nan")) for each in (x, y)]
 
 
-def thin_plate_spline_axes(displacements, output_size, control_points, align_corners):
-    """Returns `thin_plate_spline_grid` as its axes."""
+def thin_plate_spline(displacements, output_size, control_points, align_corners):
+    """Returns `thin_plate_spline_grid` as the list of its axes."""
     validation.output_size(output_size, (2,))
     control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
     count = math.prod(control_points)
@@ -234,6 +251,25 @@ def _affine_rows(theta, axes):
             total = total + tf.reshape(theta[:, row, column], [-1, *[1] * rank]) * axis
         rows.append(total)
     return rows
+
+
+def _affine_product(theta, axes, output_size):
+    """Returns the products of theta with (x, y[, z], 1) `[batch, *output_size, rank]`.
+
+    A row of the grid is that at y = z = 0 plus multiples of two further rows: one matrix product
+    writes them interleaved.
+    """
+    batch, rank, _ = validation.sizes(theta)
+    x, *others = axes
+    *outer, width = output_size
+    columns = tf.transpose(theta, [0, 2, 1])[:, :, None]  # [batch, rank + 1, 1, rank]
+    first = columns[:, :1] * x[..., None] + columns[:, rank:]  # [batch, 1, ..., width, rank]
+    first = tf.reshape(first, [batch, 1, width, rank])
+    rows = tf.concat([first, tf.tile(columns[:, 1:rank], [1, 1, width, 1])], axis=1)
+    factors = [tf.broadcast_to(axis[..., 0], outer) for axis in (tf.ones_like(others[0]), *others)]
+    factors = tf.reshape(tf.stack(factors, axis=-1), [math.prod(outer), rank])
+    grid = tf.matmul(factors, tf.reshape(rows, [batch, rank, width * rank]))
+    return tf.reshape(grid, [batch, *output_size, rank])
 
 
 def _parameters(name, tensor, expected, meaning):

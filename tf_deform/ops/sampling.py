@@ -147,6 +147,15 @@ def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
     return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
 
 
+def in_pixels(p, size, units):
+    """Returns normalised coordinates in pixels.
+
+    units: -1 and 1 are the outer "edges" of the edge pixels, or their "centers".
+    """
+    size = tf.cast(size, p.dtype)
+    return (p + 1) * ((size - 1) / 2) if units == "centers" else ((p + 1) * size - 1) / 2
+
+
 def place(p, size, rule, half_pixel=False):
     """Returns positions under a border rule, for linear sampling that is zero outside.
 
@@ -308,8 +317,11 @@ def _sample_portable(table, points, weights, image_index, rule):
 
 
 @compiled.portable("WeightedSample")
-def _sample_of_op(values, points, weights, image_index):
+def _sample_of_op(values, points, weights, image_index, units):
     table = Table.of(values, points.shape[2])
+    if units != "pixels":
+        axes = zip(reversed(tf.unstack(points, axis=-1)), table.space, strict=True)
+        points = tf.stack([in_pixels(axis, size, units) for axis, size in axes], axis=-1)
     return _sample_portable(table, points, weights, image_index, "zeros")
 
 
