@@ -84,7 +84,7 @@ void PlanSample(const Call& call, Plan* plan) {
   if (indexed) plan->image_index = 2 + weighted;
   plan->rows = sizes.rows;
   plan->images = sizes.images;
-  plan->outputs = {call.op == Op::kSample           ? out
+  plan->outputs = {call.op == Op::kSample             ? out
                    : call.op == Op::kSampleGradValues ? call.inputs[0]
                                                       : call.inputs[1]};
   if (call.op == Op::kSampleGradPoints && weighted) plan->outputs.push_back(call.inputs[2]);
@@ -163,8 +163,8 @@ std::string ReadConv(const Call& call, ConvSizes* sizes, Shape* out) {
     }
   }
   const int64_t group_channels = kernel[rank];
-  if (empty || sizes->channels < 1 ||
-      sizes->channels % group_channels || sizes->filters % (sizes->channels / group_channels)) {
+  if (empty || sizes->channels < 1 || sizes->channels % group_channels ||
+      sizes->filters % (sizes->channels / group_channels)) {
     return Text(
         "kernel must have shape [*kernel_size, channels / groups, filters] with groups dividing "
         "channels and filters, received ",

@@ -64,8 +64,8 @@ struct Cells {
 
   alignas(64) T position[kRank][kSize] = {};
   alignas(64) T factor[kSize] = {};  // of the sample
-  // Set by Find. Where all corners exist, interior is not 0 and lower is the first one's offset; the
-  // weights hold the factor.
+  // Set by Find. Where all corners exist, interior is not 0 and lower is the first one's offset;
+  // the weights hold the factor.
   alignas(64) T fraction[kRank][kSize], weight[kMost][kSize];
   alignas(64) int64_t lower[kSize];
   alignas(64) std::conditional_t<sizeof(T) == 4, int32_t, int64_t> interior[kSize];

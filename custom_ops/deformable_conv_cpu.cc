@@ -10,8 +10,7 @@ namespace {
 // weight.
 template <int kCount, typename T, typename S, typename Row, typename Weight>
 inline void DepthwiseRows(Row&& row, Weight&& weight, int64_t taps, const S* __restrict__ kernel,
-                          int64_t kernel_stride, int64_t channels, bool add,
-                          T* __restrict__ out) {
+                          int64_t kernel_stride, int64_t channels, bool add, T* __restrict__ out) {
   using V = typename Vector<T>::Type;
   constexpr int64_t kLanes = Vector<T>::kLanes;
   const int64_t rest = ForBlocks<T, 4>(channels, 0, [&](auto vectors, int64_t c) {
@@ -129,9 +128,9 @@ class Convolution : Taps<S, kRank> {
             };
             if (std::all_of(cells.interior + cell, cells.interior + cell + taps,
                             [](auto inside) { return inside; })) {
-              rows([&](int64_t tap, int64_t i) {
-                return image + cells.lower[cell + tap] + space_.corner[i];
-              }, [&](int64_t tap, int64_t i) { return cells.weight[i][cell + tap]; });
+              rows([&](int64_t tap,
+                       int64_t i) { return image + cells.lower[cell + tap] + space_.corner[i]; },
+                   [&](int64_t tap, int64_t i) { return cells.weight[i][cell + tap]; });
               continue;
             }
             const S* row[Found::kSize * kMost];

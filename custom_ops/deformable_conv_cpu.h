@@ -127,8 +127,8 @@ void AddSlices(const Plan<T>& plan, int64_t begin, int64_t end, int64_t wanted,
   }
 }
 
-// The products of a dense or grouped convolution of numbers of type S. Columns are [count, taps, channels of the slice],
-// of which rows are `stride` apart; the taps are those from `tap` on.
+// The products of a dense or grouped convolution of numbers of type S. Columns are [count, taps,
+// channels of the slice], of which rows are `stride` apart; the taps are those from `tap` on.
 template <typename S, typename T = Wide<S>>
 class Products {
  public:
@@ -303,7 +303,8 @@ class Taps {
     }
     chunk.image = first / plan_.pixels;
     for (chunk.first = first; chunk.first < first + count; chunk.first += chunk.points) {
-      chunk.points = std::min({most, first + count - chunk.first, sizes_.output[kLast] - at[kLast]});
+      chunk.points =
+          std::min({most, first + count - chunk.first, sizes_.output[kLast] - at[kLast]});
       const int64_t groups = sizes_.deformable_groups;
       const int64_t from = (chunk.first * groups + moved) * plan_.taps + tap;
       const bool joined = groups == 1 && taps == plan_.taps;  // offsets, from point to point
@@ -356,7 +357,8 @@ class Taps {
     }
   }
 
-  // Where a cell of a chunk of so many taps is, relative to the chunk's first pixel, without offset.
+  // Where a cell of a chunk of so many taps is, relative to the chunk's first pixel, without
+  // offset.
   int64_t PlaceOf(int64_t cell, int64_t tap, int64_t taps, int axis) const {
     const int64_t moves = axis == kLast ? cell / taps * sizes_.strides[axis] : 0;
     return tap_[(tap + cell % taps) * kRank + axis] + moves;

@@ -110,8 +110,8 @@ class Gradient : Taps<S, kRank> {
   using Base::space_;
 };
 
-// Sets the gradients of the points, share [points, all taps, rank + 1], from what two functions find,
-// which also add to what the owner has:
+// Sets the gradients of the points, share [points, all taps, rank + 1], from what two functions
+// find, which also add to what the owner has:
 // - interior(dots) sets dots[i][cell] for all cells whose corners i all exist;
 // - outer(constant, point, tap, offset, weight, reads, dot) is called for every other cell and sets
 //   dot[i] for as many corners as the constant says, at offset[i] in the image; where it does not
@@ -169,7 +169,7 @@ void Gradient<S, kRank>::BackwardTile(const Owner& owner, const Products<S>& pro
       const T* columns_gradient = owner.columns_gradient + start * stride;
       BackwardChunk(
           chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
-          [&](T (*dots)[Found::kSize]) {
+          [&](T(*dots)[Found::kSize]) {
             T weight[kMost], dot[kMost];
             for (int64_t cell = 0; cell < chunk.points * taps; ++cell) {
               const int64_t column = cell / taps * stride + cell % taps * width;
@@ -215,7 +215,7 @@ void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first
       const T* upstream = gradient + start * sizes_.filters + owner.slice.begin;
       BackwardChunk(
           chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
-          [&](T (*dots)[Found::kSize]) {
+          [&](T(*dots)[Found::kSize]) {
             for (int64_t each = 0; each < taps; ++each) {
               const int64_t at = filter + each * sizes_.filters;
               DepthwiseInterior(chunk, each, taps, values, kernel_ + at, upstream, width,
@@ -290,10 +290,9 @@ void Gradient<S, kRank>::DepthwiseInterior(const Chunk& chunk, int64_t tap, int6
     if (!cells.interior[cell]) continue;
     T weight[kMost], dot[kMost];
     for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
-    DepthwiseBackwardRows<kMost>(values + cells.lower[cell] + rest, space_.corner, weight, above,
-                                 kernel + rest, width - rest,
-                                 values_gradient + cells.lower[cell] + rest,
-                                 kernel_gradient + rest, dot);
+    DepthwiseBackwardRows<kMost>(
+        values + cells.lower[cell] + rest, space_.corner, weight, above, kernel + rest,
+        width - rest, values_gradient + cells.lower[cell] + rest, kernel_gradient + rest, dot);
     for (int i = 0; i < kMost; ++i) dots[i][cell] += dot[i];
   }
 }
@@ -391,8 +390,8 @@ void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_grad
         T* share = partial.get() + each * band * per_point;
         for (int64_t tile = first; tile < end_of(block, first); tile += kTile) {
           const int64_t count = std::min(kTile, end_of(block, first) - tile);
-          const T* upstream = Widened(gradient + tile * sizes_.filters, count * sizes_.filters,
-                                      wide.get());
+          const T* upstream =
+              Widened(gradient + tile * sizes_.filters, count * sizes_.filters, wide.get());
           if (plan_.depthwise()) {
             DepthwiseBackwardTile(owner, tile, count, upstream, share);
           } else {

@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 
 #include "call.h"
+#include "tensorflow/core/platform/tensor_float_32_utils.h"
+#include "tensorflow/core/util/determinism.h"
 
 namespace tf_deform {
 namespace {
@@ -62,6 +64,12 @@ const std::string& LoadOnce() {
 }
 
 }  // namespace
+
+GpuQueue::GpuQueue(void* stream) : call{} {
+  call.stream = stream;
+  call.tensor_float = tensorflow::tensor_float_32_execution_enabled();
+  call.deterministic = tensorflow::OpDeterminismRequired();
+}
 
 const Kernels* LoadGpuKernels(std::string* error) {
   static const Kernels kernels = {Typed<float>(), Typed<double>(), Typed<Float16Bits>(),

@@ -10,8 +10,11 @@
 
 namespace tf_deform {
 
-// What stands where the CPU's kernels have their threads.
+// What stands where the CPU's kernels have their threads: a stream, and what TensorFlow was told of
+// products and sums.
 struct GpuQueue {
+  explicit GpuQueue(void* stream);
+
   CudaCall call;
   const char* error = nullptr;  // why a kernel was not started
 

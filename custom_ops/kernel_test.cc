@@ -259,10 +259,10 @@ void TestSample(bool hostile) {
     const bool pixels = s.sizes.units == Units::kPixels;
     const int64_t size = s.sizes.space[pixels ? axis : s.sizes.rank - 1 - axis];
     const T pixel = Coordinate<T>(size, hostile);
-    s.points[i] = pixels                                 ? pixel
+    s.points[i] = pixels                           ? pixel
                   : s.sizes.units == Units::kEdges ? (2 * pixel + 1) / size - 1
-                  : size > 1                             ? 2 * pixel / (size - 1) - 1
-                                                         : pixel;
+                  : size > 1                       ? 2 * pixel / (size - 1) - 1
+                                                   : pixel;
   }
   const std::vector<double> expected = s.Loop();
   const auto upstream = Normal<T>(expected.size());
@@ -364,13 +364,13 @@ void TestConv(bool hostile) {
   }
 }
 
-// The kernels of 16-bit numbers against those of float32: what they read is exact in float32, so that
-// sums are the same bits.
+// The kernels of 16-bit numbers against those of float32: what they read is exact in float32, so
+// that sums are the same bits.
 
 double Decode(Float16Bits half) {
   const int exponent = half.bits >> 10 & 31, fraction = half.bits & 1023;
-  const double size = exponent ? std::ldexp(1024 + fraction, exponent - 25)
-                               : std::ldexp(fraction, -24);
+  const double size =
+      exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
   return exponent == 31 ? HUGE_VAL : half.bits >> 15 ? -size : size;
 }
 
@@ -443,9 +443,9 @@ void TestHalves() {
                             upstream.data(), to_points[0].data(), nullptr);
   wide.sample_grad_points(pool, y, all.data(), points.data(), nullptr, nullptr, upstream.data(),
                           to_points[1].data(), nullptr);
-  Report(Same(out[0], out[1]) && Same(to_values[0], to_values[1]) &&
-             Same(to_points[0], to_points[1]),
-         "halves: sample as in float32", 0);
+  Report(
+      Same(out[0], out[1]) && Same(to_values[0], to_values[1]) && Same(to_points[0], to_points[1]),
+      "halves: sample as in float32", 0);
 
   ConvSizes z;
   DrawSizes(false, &z);

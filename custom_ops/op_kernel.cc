@@ -10,8 +10,6 @@
 #include "gpu.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/lib/core/threadpool.h"
-#include "tensorflow/core/platform/tensor_float_32_utils.h"
-#include "tensorflow/core/util/determinism.h"
 #include "xla/stream_executor/stream.h"
 
 namespace tf_deform {
@@ -33,15 +31,6 @@ Pool ThreadsOf(OpKernelContext* context) {
         count, blocks, [work, data](int64_t begin, int64_t end) { work(data, begin, end); });
   };
   return {run, context->device()->tensorflow_cpu_worker_threads()->workers};
-}
-
-// TensorFlow's stream, and what it was told of products and sums.
-GpuQueue QueueOf(OpKernelContext* context) {
-  GpuQueue queue;
-  queue.call.stream = context->op_device_context()->stream()->platform_specific_handle().stream;
-  queue.call.tensor_float = tensorflow::tensor_float_32_execution_enabled();
-  queue.call.deterministic = tensorflow::OpDeterminismRequired();
-  return queue;
 }
 
 template <Op kOp, Type kType, bool kGpu>
@@ -84,7 +73,7 @@ class OpKernel : public tensorflow::OpKernel {
       outputs.push_back(output->data());
     }
     if constexpr (kGpu) {
-      GpuQueue queue = QueueOf(context);
+      GpuQueue queue(context->op_device_context()->stream()->platform_specific_handle().stream);
       plan.run(*kernels_, queue.pool(), inputs.data(), outputs.data());
       OP_REQUIRES(context, !queue.error, absl::InternalError(queue.error));
     } else {

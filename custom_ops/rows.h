@@ -352,7 +352,8 @@ struct Part {
 };
 #endif
 
-// A number of channels is an int64_t, or one of these few, for which a kernel is compiled once more.
+// A number of channels is an int64_t, or one of these few, for which a kernel is compiled once
+// more.
 template <int kChannels>
 using Constant = std::integral_constant<int, kChannels>;
 
@@ -367,8 +368,8 @@ inline void WithChannels(int64_t channels, Call&& call) {
   call(channels);
 }
 
-// Calls step(lanes, c) for each vector of channels, and last for what remains: lanes is a Whole, Few
-// or Part, for the channels from c on.
+// Calls step(lanes, c) for each vector of channels, and last for what remains: lanes is a Whole,
+// Few or Part, for the channels from c on.
 template <typename T, int kChannels, typename Step>
 inline void ForChannels(Constant<kChannels>, Step&& step) {
   step(Few<T, kChannels>(), 0);
@@ -382,8 +383,9 @@ inline void ForChannels(int64_t channels, Step&& step) {
   if (c < channels) step(Part<T>(channels - c), c);
 }
 
-// Calls step(constant, c) for blocks of channels of as many vectors as the constant says, from channel
-// c on: kMost vectors while they fit, then half as many, and so on. Returns where the rest begins.
+// Calls step(constant, c) for blocks of channels of as many vectors as the constant says, from
+// channel c on: kMost vectors while they fit, then half as many, and so on. Returns where the rest
+// begins.
 template <typename T, int kMost, typename Step>
 inline int64_t ForBlocks(int64_t channels, int64_t c, Step&& step) {
   constexpr int64_t kBlock = kMost * Vector<T>::kLanes;

@@ -183,8 +183,7 @@ inline void AddToCorners(const Cells<T, kRank>& cells, const Space<T, kRank>& sp
   T weight[kMost];
   if (cells.interior[cell]) {
     for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
-    AddRows<kMost>(upstream, space.corner, weight, channels,
-                   values_gradient + cells.lower[cell]);
+    AddRows<kMost>(upstream, space.corner, weight, channels, values_gradient + cells.lower[cell]);
     return;
   }
   Corners<T, kRank, false> corners;

@@ -28,8 +28,8 @@ TF_DEFORM_INLINE T RoundedProduct(T a, T b) {
 }
 #endif
 
-// What coordinates are: pixels in array order, (y, x), or normalised ones in the order (x, y), of which
-// -1 and 1 are the outer edges of the edge pixels, or their centres.
+// What coordinates are: pixels in array order, (y, x), or normalised ones in the order (x, y), of
+// which -1 and 1 are the outer edges of the edge pixels, or their centres.
 enum class Units : int64_t { kPixels, kEdges, kCenters };
 
 // Which of a point's coordinates is along an axis.
@@ -145,7 +145,8 @@ struct Position {
   bool reads = true;     // whether a sample here reads those that do
 };
 
-// Sets where a point is; returns false if it is so far outside that it has no corners. point: [kRank].
+// Sets where a point is; returns false if it is so far outside that it has no corners. point:
+// [kRank].
 template <typename T, int kRank>
 TF_DEFORM_INLINE bool Locate(const T* point, const Space<T, kRank>& space,
                              Position<T, kRank>* position) {
@@ -167,8 +168,8 @@ TF_DEFORM_INLINE bool Locate(const T* point, const Space<T, kRank>& space,
 }
 
 template <typename T, int kRank>
-TF_DEFORM_INLINE bool CornerExists(const Space<T, kRank>& space,
-                                   const Position<T, kRank>& position, int corner) {
+TF_DEFORM_INLINE bool CornerExists(const Space<T, kRank>& space, const Position<T, kRank>& position,
+                                   int corner) {
   bool exists = true;
   for (int axis = 0; axis < kRank; ++axis) {
     const int64_t at = position.index[axis] + Side<kRank>(corner, axis);
@@ -203,8 +204,8 @@ TF_DEFORM_INLINE void FindCorners(const T* point, const Space<T, kRank>& space,
   corners->reads = at.reads && corners->count > 0;
 }
 
-// As FindCorners, but each corner has its own place, also one that does not exist: its offset is -1,
-// weight and slope 0. On a GPU, arrays that are indexed so can be kept in registers.
+// As FindCorners, but each corner has its own place, also one that does not exist: its offset is
+// -1, weight and slope 0. On a GPU, arrays that are indexed so can be kept in registers.
 template <typename T, int kRank, bool kSlopes>
 TF_DEFORM_INLINE void PlaceCorners(const T* point, const Space<T, kRank>& space,
                                    Corners<T, kRank, kSlopes>* corners) {

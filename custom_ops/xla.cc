@@ -1,4 +1,4 @@
-// The ops' kernels for XLA's compiler, on the CPU: they emit a call, which xla_ffi.cc runs.
+// The ops' kernels for XLA's compiler, on CPU and GPU: they emit a call, which xla_ffi.cc runs.
 
 #include "xla.h"
 
@@ -22,17 +22,21 @@ namespace {
 using tensorflow::OpKernelConstruction;
 using tensorflow::XlaOpKernelContext;
 
+constexpr char kGpu[] = "XLA_GPU_JIT";  // the device for which XLA compiles
+
 std::string Array(const char* name, const std::vector<int64_t>& values) {
   return absl::StrCat(name, " = array<i64", values.empty() ? "" : ": ", absl::StrJoin(values, ", "),
                       ">");
 }
 
-std::string Attributes(const Call& call) {
-  return absl::StrCat("{op = ", static_cast<int64_t>(call.op),
-                      " : i64, weight_count = ", call.weight_count,
-                      " : i64, index_count = ", call.index_count,
-                      " : i64, units = ", static_cast<int64_t>(call.units), " : i64, ",
-                      Array("strides", call.strides), ", ", Array("dilations", call.dilations), "}");
+// before: of a convolution, where it is no operand.
+std::string Attributes(const Call& call, const Shape& before) {
+  return absl::StrCat(
+      "{op = ", static_cast<int64_t>(call.op), " : i64, weight_count = ", call.weight_count,
+      " : i64, index_count = ", call.index_count,
+      " : i64, units = ", static_cast<int64_t>(call.units), " : i64, ",
+      Array("strides", call.strides), ", ", Array("dilations", call.dilations), ", ",
+      Array("before", before), "}");
 }
 
 // Where data decide a size, XLA reserves the most that there can be, but calls only what has fixed
@@ -72,7 +76,8 @@ Type TypeOf(tensorflow::DataType type) {
 template <Op kOp>
 class XlaKernel : public tensorflow::XlaOpKernel {
  public:
-  explicit XlaKernel(OpKernelConstruction* context) : XlaOpKernel(context) {
+  explicit XlaKernel(OpKernelConstruction* context)
+      : XlaOpKernel(context), on_gpu_(context->device_type() == kGpu) {
     OP_REQUIRES_OK(context, ReadAttributes(context, kOp, &call_));
   }
 
@@ -86,6 +91,12 @@ class XlaKernel : public tensorflow::XlaOpKernel {
       OP_REQUIRES_OK(context, found.status());
       OP_REQUIRES(context, CanVary(i, *found), absl::UnimplementedError(kFixed));
       given.push_back(*found);
+      if (on_gpu_ && i == call.before_input()) {  // it would lie where the host cannot read it
+        const absl::Status known = context->ConstantInputAsIntVector(i, &call.before);
+        OP_REQUIRES(context, known.ok(),
+                    absl::UnimplementedError(absl::StrCat(kUnknown, known.message())));
+        continue;
+      }
       operands.push_back(Filled(context->Input(i), *found, i == kPositions ? NAN : 0));
       const Shape sizes(found->dimensions().begin(), found->dimensions().end());
       shapes.push_back(Dense(found->element_type(), sizes));
@@ -105,8 +116,8 @@ class XlaKernel : public tensorflow::XlaOpKernel {
     }
     const xla::XlaOp made = xla::CustomCallWithLayout(
         context->builder(), kXlaTarget, operands, xla::ShapeUtil::MakeTupleShape(results), shapes,
-        Attributes(call), /*has_side_effect=*/false, /*output_operand_aliasing=*/{},
-        /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
+        Attributes(call, on_gpu_ ? call.before : Shape()), /*has_side_effect=*/false,
+        /*output_operand_aliasing=*/{}, /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
         xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
     for (size_t i = 0; i < results.size(); ++i) {
       const int like = kFirstLike + i;
@@ -120,6 +131,8 @@ class XlaKernel : public tensorflow::XlaOpKernel {
   static constexpr int kFirstLike = kOp == Op::kSample || kOp == Op::kSampleGradPoints ? 1 : 0;
   static constexpr char kFixed[] =
       "under XLA, data may decide only how many images, rows and queries TfDeform ops have";
+  static constexpr char kUnknown[] =
+      "under XLA on a GPU, a convolution's padding must be known when it is compiled: ";
 
   static bool CanVary(int input, const xla::Shape& shape) {
     for (int64_t axis = 0; axis < shape.dimensions_size(); ++axis) {
@@ -136,11 +149,14 @@ class XlaKernel : public tensorflow::XlaOpKernel {
   }
 
   Call call_;  // without shapes
+  const bool on_gpu_;
 };
 
-// Not REGISTER_XLA_OP, which does nothing once anything ran before the library was loaded.
-#define REGISTER(name, op)                                                            \
-  REGISTER_KERNEL_BUILDER(Name("TfDeform>" name).Device("XLA_CPU_JIT"), XlaKernel<op>)
+// Not REGISTER_XLA_OP, which does nothing once anything ran before the library was loaded. For GPUs
+// even where there is none: what is compiled may run elsewhere.
+#define REGISTER(name, op)                                                              \
+  REGISTER_KERNEL_BUILDER(Name("TfDeform>" name).Device("XLA_CPU_JIT"), XlaKernel<op>); \
+  REGISTER_KERNEL_BUILDER(Name("TfDeform>" name).Device(kGpu), XlaKernel<op>)
 REGISTER("WeightedSample", Op::kSample);
 REGISTER("WeightedSampleGradValues", Op::kSampleGradValues);
 REGISTER("WeightedSampleGradPoints", Op::kSampleGradPoints);

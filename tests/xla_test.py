@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.kernels import get_all_registered_kernels
 
 import tf_deform as tfd
 from conftest import TOLERANCE, fractional, gradients, relative_error
@@ -72,6 +73,38 @@ def test_second_derivatives_go_through_the_portable_form(rng, make):
         expected = gradients(slope, *arguments)
     for actual, wanted in zip(jitted(*arguments), expected, strict=True):
         assert relative_error(actual, wanted) < TOLERANCE["float64"]
+
+
+def test_xla_has_kernels_of_every_op_for_cpus_and_gpus():
+    found = [each for each in get_all_registered_kernels().kernel if "TfDeform>" in each.op]
+    for device in ("XLA_CPU_JIT", "XLA_GPU_JIT"):
+        assert sum(each.device_type == device for each in found) == len({each.op for each in found})
+    assert len({each.op for each in found}) == 5
+
+
+def test_a_gpu_is_given_the_padding_with_the_program_and_a_cpu_with_the_arguments(rng):
+    call, arguments = convolution(rng, "float32")
+    jitted = tf.function(call, jit_compile=True)
+    for platform, padding in (("GPU", ": 1, 0>"), ("CPU", ">")):
+        program = jitted.experimental_get_compiler_ir(*arguments)("hlo", platform_name=platform)
+        assert f"before = array<i64{padding}" in program
+        assert ("s32[2]" in program) == (platform == "CPU")
+
+
+def test_a_padding_that_data_decide_is_refused_for_a_gpu_alone():
+    image, kernel, offset = tf.ones([1, 5, 1]), tf.ones([3, 1, 1]), tf.zeros([1, 5, 3])
+    library, _ = compiled._load()
+
+    @functools.partial(tf.function, jit_compile=True)
+    def call(before):
+        return library.tf_deform_deformable_conv(
+            image, kernel, offset, [], before, strides=[1], dilations=[1]
+        )
+
+    padding = tf.constant([1])
+    np.testing.assert_array_equal(np.ravel(call(padding)), [2, 3, 3, 3, 2])
+    with pytest.raises(ValueError, match="on a GPU, a convolution's padding must be known"):
+        call.experimental_get_compiler_ir(padding)("hlo", platform_name="GPU")
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.95])
@@ -140,7 +173,10 @@ def test_a_loop_is_differentiated_under_xla(rng):
     def derive(*arguments):
         return gradients(repeated, *arguments)
 
-    jitted = tf.function(derive, jit_compile=True)(*arguments)
+    function = tf.function(derive, jit_compile=True)
+    jitted = function(*arguments)
+    program = function.experimental_get_compiler_ir(*arguments)("hlo", platform_name="GPU")
+    assert program.count(TARGET) == 2  # the padding is known in the gradient's loop too
     for actual, expected in zip(jitted, derive(*arguments), strict=True):
         assert relative_error(actual, expected) < TOLERANCE["float64"]
 

@@ -1,7 +1,7 @@
 """Which implementation of the operators runs: the portable one, or the compiled library.
 
 The portable implementation consists of TensorFlow ops alone. The compiled library holds CPU kernels
-in two ops and their gradients, for TensorFlow's executors and, from TensorFlow 2.20 on, for XLA;
+of two ops and their gradients, for TensorFlow's executors and, from TensorFlow 2.20 on, for XLA;
 `python -m tf_deform build` makes it from a checkout, `build --cuda` with kernels for NVIDIA GPUs.
 "auto" uses it wherever it can run, and never takes work off a GPU.
 """
@@ -173,15 +173,15 @@ def _text(name):
 
 
 def why_not_xla():
-    """Returns why XLA cannot compile the library's ops, "" if it can."""
+    """Returns why XLA cannot compile the library's ops for all devices listed, "" if it can."""
     error = _text("TfDeformXlaError")
     if error is None:
         return "it has no XLA kernels, which take TensorFlow 2.20, so layers say supports_jit=False"
-    if error:
-        return f"XLA does not take its kernels: {error}"
-    if tf.config.list_physical_devices("GPU"):
-        return "it has no XLA kernels for a GPU, so layers say supports_jit=False"
-    return ""
+    if not error and tf.config.list_physical_devices("GPU"):
+        if _text("TfDeformCudaError"):
+            return "XLA finds none of its kernels for a GPU, so layers say supports_jit=False"
+        error = _text("TfDeformXlaGpuError")
+    return f"XLA does not take its kernels: {error}" if error else ""
 
 
 def _gpu_is_idle():
@@ -297,7 +297,7 @@ def deformable_conv(inputs, kernel, offset, mask, *, before, strides, dilations)
         kernel=tf.cast(kernel, stored),
         offset=tf.cast(offset, wide),
         mask=[] if mask is None else [tf.cast(mask, wide)],
-        before=tf.stack([tf.cast(each, tf.int32) for each in before]),
+        before=tf.convert_to_tensor(before, tf.int32),  # of ints constant, in a loop's gradient too
         strides=strides,
         dilations=dilations,
     )
