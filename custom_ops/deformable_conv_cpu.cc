@@ -5,17 +5,15 @@
 namespace tf_deform {
 namespace {
 
-// out[c] = sum over the taps of kernel[tap, c] * sample of tap[c]; with `add`, added to out. A
-// tap's sample is the sum over kCount rows: row(tap, i) is where one begins, weight(tap, i) its
-// weight.
+// out[c] = sum over the taps of kernel[tap, c] * sample of tap[c]. A tap's sample is the sum over
+// kCount rows: row(tap, i) is where one begins, weight(tap, i) its weight.
 template <int kCount, typename T, typename S, typename Row, typename Weight>
 inline void DepthwiseRows(Row&& row, Weight&& weight, int64_t taps, const S* __restrict__ kernel,
-                          int64_t kernel_stride, int64_t channels, bool add, T* __restrict__ out) {
+                          int64_t kernel_stride, int64_t channels, T* __restrict__ out) {
   using V = typename Vector<T>::Type;
   constexpr int64_t kLanes = Vector<T>::kLanes;
   const int64_t rest = ForBlocks<T, 4>(channels, 0, [&](auto vectors, int64_t c) {
     V total[vectors] = {};
-    for (int j = 0; add && j < vectors; ++j) total[j] = Load(out + c + j * kLanes);
     for (int64_t tap = 0; tap < taps; ++tap) {
       V sum[vectors] = {};
       ForRows<kCount>(0, [&](int64_t i) {
@@ -33,7 +31,6 @@ inline void DepthwiseRows(Row&& row, Weight&& weight, int64_t taps, const S* __r
   if (rest == channels) return;
   const Part<T> part(channels - rest);
   V total = {};
-  if (add) total = part.Load(out + rest);
   for (int64_t tap = 0; tap < taps; ++tap) {
     V sum = {};
     ForRows<kCount>(0, [&](int64_t i) {
@@ -54,17 +51,26 @@ class Convolution : Taps<S, kRank> {
       : Base(sizes, inputs, kernel, offset, mask) {}
 
   void Run(const Pool& pool, S* out) const {
+    plan_.depthwise() ? RunDepthwise(pool, out) : RunDense(pool, out);
+  }
+
+ private:
+  using Base = Taps<S, kRank>;
+  using Base::kMost;
+  using typename Base::Chunk;
+  using typename Base::Found;
+
+  void RunDense(const Pool& pool, S* out) const {
     const int64_t points = sizes_.batch * plan_.pixels;
     std::vector<Slice> slices;
-    if (!plan_.depthwise()) AddSlices(plan_, 0, sizes_.channels, sizes_.channels, &slices);
+    AddSlices(plan_, 0, sizes_.channels, sizes_.channels, &slices);
     Products<S> products(plan_, &slices, false);
     const Buffer<T> packed(products.packed_size());
-    if (!plan_.depthwise()) products.PackKernel(pool, slices, kernel_, packed.get());
-    const std::vector<S> zeros(plan_.depthwise() ? plan_.moved_channels : 0);
+    products.PackKernel(pool, slices, kernel_, packed.get());
     const int64_t cost = kTile * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
     ParallelFor(pool, CeilOfRatio(points, kTile), cost, [&](int64_t begin, int64_t end) {
-      const int64_t width = slices.empty() ? 0 : slices[0].width();  // the widest
-      const int64_t at_once = slices.empty() ? 0 : plan_.TapsAtOnce(width);
+      const int64_t width = slices[0].width();  // the widest
+      const int64_t at_once = plan_.TapsAtOnce(width);
       const int64_t stride = Plan<T>::Stride(at_once * width);
       const Buffer<T> columns(kTile * stride);
       const Buffer<T> wide(kNarrow<S> ? kTile * sizes_.filters : 0);
@@ -72,7 +78,6 @@ class Convolution : Taps<S, kRank> {
         const int64_t first = tile * kTile;
         const int64_t count = std::min(kTile, points - first);
         T* const to = SumsOf(out + first * sizes_.filters, wide.get());
-        if (plan_.depthwise()) DepthwiseTile(first, count, zeros.data(), to);
         for (const Slice& slice : slices) {
           for (int64_t tap = 0; tap < plan_.taps; tap += at_once) {
             const int64_t taps = std::min(at_once, plan_.taps - tap);
@@ -85,11 +90,23 @@ class Convolution : Taps<S, kRank> {
     });
   }
 
- private:
-  using Base = Taps<S, kRank>;
-  using Base::kMost;
-  using typename Base::Chunk;
-  using typename Base::Found;
+  void RunDepthwise(const Pool& pool, S* out) const {
+    const int64_t points = sizes_.batch * plan_.pixels;
+    const std::vector<S> zeros(plan_.moved_channels);
+    const int64_t cost = kTile * plan_.taps * sizes_.channels / 2;
+    ParallelFor(pool, CeilOfRatio(points, kTile), cost, [&](int64_t begin, int64_t end) {
+      const Buffer<T> wide(kNarrow<S> ? plan_.moved_channels : 0);
+      for (int64_t first = begin * kTile; first < std::min(end * kTile, points); first += kTile) {
+        for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
+          const int64_t channel = moved * plan_.moved_channels;
+          this->ForChunks(first, std::min(kTile, points - first), moved, 0, plan_.taps,
+                          [&](const Chunk& chunk) {
+                            DepthwiseChunk(chunk, channel, zeros.data(), wide.get(), out);
+                          });
+        }
+      }
+    });
+  }
 
   // columns: [count, taps, channels of the slice], of which rows are `stride` apart.
   void SampleTile(int64_t first, int64_t count, const Slice& slice, int64_t tap, int64_t taps,
@@ -110,39 +127,32 @@ class Convolution : Taps<S, kRank> {
     }
   }
 
-  // out: [count, filters]. zeros: the channels of a deformable group.
-  void DepthwiseTile(int64_t first, int64_t count, const S* zeros, T* out) const {
-    const int64_t width = plan_.moved_channels;
-    for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
-      const int64_t begin = moved * width;
-      for (int64_t tap = 0; tap < plan_.taps; tap += Found::kSize) {
-        const int64_t taps = std::min(Found::kSize, plan_.taps - tap);
-        const S* kernel = kernel_ + tap * sizes_.filters + begin;
-        this->ForChunks(first, count, moved, tap, taps, [&](const Chunk& chunk) {
-          const Found& cells = chunk.cells;
-          const S* image = inputs_ + chunk.image * space_.elements + begin;
-          T* to = out + (chunk.first - first) * sizes_.filters + begin;
-          for (int64_t cell = 0; cell < chunk.points * taps; cell += taps, to += sizes_.filters) {
-            const auto rows = [&](auto&& row, auto&& weight) {
-              DepthwiseRows<kMost>(row, weight, taps, kernel, sizes_.filters, width, tap > 0, to);
-            };
-            if (std::all_of(cells.interior + cell, cells.interior + cell + taps,
-                            [](auto inside) { return inside; })) {
-              rows([&](int64_t tap,
-                       int64_t i) { return image + cells.lower[cell + tap] + space_.corner[i]; },
-                   [&](int64_t tap, int64_t i) { return cells.weight[i][cell + tap]; });
-              continue;
-            }
-            const S* row[Found::kSize * kMost];
-            T weight[Found::kSize * kMost];
-            for (int64_t each = 0; each < taps; ++each) {
-              RowsOf(cells, cell + each, image, zeros, row + each * kMost, weight + each * kMost);
-            }
-            rows([&](int64_t tap, int64_t i) { return row[tap * kMost + i]; },
-                 [&](int64_t tap, int64_t i) { return weight[tap * kMost + i]; });
-          }
-        });
+  // The channels of a deformable group, from `channel` on. zeros, wide: so many.
+  void DepthwiseChunk(const Chunk& chunk, int64_t channel, const S* zeros, T* wide, S* out) const {
+    const Found& cells = chunk.cells;
+    const int64_t taps = plan_.taps, width = plan_.moved_channels;
+    const S* image = inputs_ + chunk.image * space_.elements + channel;
+    S* to = out + chunk.first * sizes_.filters + channel;
+    for (int64_t cell = 0; cell < chunk.points * taps; cell += taps, to += sizes_.filters) {
+      const auto sum = [&](auto&& row, auto&& weight) {
+        DepthwiseRows<kMost>(row, weight, taps, kernel_ + channel, sizes_.filters, width,
+                             SumsOf(to, wide));
+      };
+      if (std::all_of(cells.interior + cell, cells.interior + cell + taps,
+                      [](auto inside) { return inside; })) {
+        sum([&](int64_t tap,
+                int64_t i) { return image + cells.lower[cell + tap] + space_.corner[i]; },
+            [&](int64_t tap, int64_t i) { return cells.weight[i][cell + tap]; });
+      } else {
+        const S* row[Found::kSize * kMost];
+        T weight[Found::kSize * kMost];
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          RowsOf(cells, cell + tap, image, zeros, row + tap * kMost, weight + tap * kMost);
+        }
+        sum([&](int64_t tap, int64_t i) { return row[tap * kMost + i]; },
+            [&](int64_t tap, int64_t i) { return weight[tap * kMost + i]; });
       }
+      Narrow(SumsOf(to, wide), width, to);
     }
   }
 

@@ -76,7 +76,10 @@ struct Plan {
         group_filters(sizes.filters / sizes.groups),
         moved_channels(sizes.channels / sizes.deformable_groups) {}
 
-  bool depthwise() const { return group_channels == 1 && group_filters == 1; }
+  // Whether each channel has a filter of its own, and all taps of a point are found at once.
+  bool depthwise() const {
+    return group_channels == 1 && group_filters == 1 && taps <= Cells<T, 1>::kSize;
+  }
 
   // Where in the kernel, or its gradient, the filters of a tap's channel begin.
   int64_t Filters(int64_t tap, int64_t channel) const {
@@ -287,51 +290,11 @@ class Taps {
   template <typename Visit>
   void ForChunks(int64_t first, int64_t count, int64_t moved, int64_t tap, int64_t taps,
                  Visit&& visit) const {
-    const int64_t most = Found::kSize / taps;
+    const Pattern pattern = PatternOf(moved, tap, taps);
     Chunk chunk;
-    T place[kRank][Found::kSize];
-    for (int axis = 0; axis < kRank; ++axis) {
-      for (int64_t cell = 0; cell < most * taps; ++cell) {
-        place[axis][cell] = static_cast<T>(PlaceOf(cell, tap, taps, axis));
-      }
-    }
-    int64_t at[kRank];
-    int64_t rest = first % plan_.pixels;
-    for (int axis = kLast; axis >= 0; --axis) {
-      at[axis] = rest % sizes_.output[axis];
-      rest /= sizes_.output[axis];
-    }
-    chunk.image = first / plan_.pixels;
-    for (chunk.first = first; chunk.first < first + count; chunk.first += chunk.points) {
-      chunk.points =
-          std::min({most, first + count - chunk.first, sizes_.output[kLast] - at[kLast]});
-      const int64_t groups = sizes_.deformable_groups;
-      const int64_t from = (chunk.first * groups + moved) * plan_.taps + tap;
-      const bool joined = groups == 1 && taps == plan_.taps;  // offsets, from point to point
-      const int64_t run = joined ? chunk.points * taps : taps;
-      for (int64_t cell = 0, next = from; cell < chunk.points * taps;
-           cell += run, next += groups * plan_.taps) {
-        SetCells(next, run, cell, &chunk.cells);
-      }
-      for (int axis = 0; axis < kRank; ++axis) {
-        T* position = chunk.cells.position[axis];
-        const int64_t start = at[axis] * sizes_.strides[axis];
-        const T base = static_cast<T>(start);
-        for (int64_t cell = 0; cell < chunk.points * taps; ++cell) {
-          // Adding the offset is the only rounding.
-          position[cell] += exact_ ? base + place[axis][cell]
-                                   : static_cast<T>(start + PlaceOf(cell, tap, taps, axis));
-        }
-      }
-      chunk.cells.Find(space_, chunk.points * taps);
+    for (int64_t start = first; start < first + count; start += chunk.points) {
+      SetChunk(pattern, start, first + count - start, &chunk);
       visit(chunk);
-      int axis = kLast;
-      at[axis] += chunk.points;
-      while (axis >= 0 && at[axis] == sizes_.output[axis]) {
-        at[axis--] = 0;
-        if (axis >= 0) ++at[axis];
-      }
-      chunk.image += axis < 0;
     }
   }
 
@@ -357,11 +320,60 @@ class Taps {
     }
   }
 
-  // Where a cell of a chunk of so many taps is, relative to the chunk's first pixel, without
-  // offset.
+  // Some taps of a deformable group, and where they are in a chunk, relative to its first pixel and
+  // without offset.
+  struct Pattern {
+    int64_t moved, tap, taps;
+    T place[kRank][Found::kSize];
+  };
+
   int64_t PlaceOf(int64_t cell, int64_t tap, int64_t taps, int axis) const {
     const int64_t moves = axis == kLast ? cell / taps * sizes_.strides[axis] : 0;
     return tap_[(tap + cell % taps) * kRank + axis] + moves;
+  }
+
+  Pattern PatternOf(int64_t moved, int64_t tap, int64_t taps) const {
+    Pattern pattern;
+    pattern.moved = moved, pattern.tap = tap, pattern.taps = taps;
+    for (int axis = 0; axis < kRank; ++axis) {
+      for (int64_t cell = 0; cell < Found::kSize / taps * taps; ++cell) {
+        pattern.place[axis][cell] = static_cast<T>(PlaceOf(cell, tap, taps, axis));
+      }
+    }
+    return pattern;
+  }
+
+  // Sets a chunk to the output pixels from `first` on: as many of its row as fit, at most `most`.
+  void SetChunk(const Pattern& pattern, int64_t first, int64_t most, Chunk* chunk) const {
+    const int64_t taps = pattern.taps, groups = sizes_.deformable_groups;
+    int64_t at[kRank];
+    int64_t rest = first % plan_.pixels;
+    for (int axis = kLast; axis >= 0; --axis) {
+      at[axis] = rest % sizes_.output[axis];
+      rest /= sizes_.output[axis];
+    }
+    chunk->image = first / plan_.pixels;
+    chunk->first = first;
+    chunk->points = std::min({Found::kSize / taps, most, sizes_.output[kLast] - at[kLast]});
+    const int64_t cells = chunk->points * taps;
+    const bool joined = groups == 1 && taps == plan_.taps;  // offsets, from point to point
+    const int64_t run = joined ? cells : taps;
+    int64_t from = (first * groups + pattern.moved) * plan_.taps + pattern.tap;
+    for (int64_t cell = 0; cell < cells; cell += run, from += groups * plan_.taps) {
+      SetCells(from, run, cell, &chunk->cells);
+    }
+    for (int axis = 0; axis < kRank; ++axis) {
+      T* position = chunk->cells.position[axis];
+      const int64_t start = at[axis] * sizes_.strides[axis];
+      const T base = static_cast<T>(start);
+      for (int64_t cell = 0; exact_ && cell < cells; ++cell) {
+        position[cell] += base + pattern.place[axis][cell];  // the only rounding
+      }
+      for (int64_t cell = 0; !exact_ && cell < cells; ++cell) {
+        position[cell] += static_cast<T>(start + PlaceOf(cell, pattern.tap, taps, axis));
+      }
+    }
+    chunk->cells.Find(space_, cells);
   }
 };
 

@@ -97,9 +97,9 @@ class Gradient : Taps<S, kRank> {
   template <typename Interior, typename Outer>
   void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Interior&& interior,
                      Outer&& outer) const;
-  void DepthwiseInterior(const Chunk& chunk, int64_t tap, int64_t taps, const S* values,
-                         const S* kernel, const T* upstream, int64_t width, T* values_gradient,
-                         T* kernel_gradient, T (*dots)[Found::kSize]) const;
+  void DepthwiseInterior(const Chunk& chunk, int64_t tap, const S* values, const S* kernel,
+                         const T* upstream, int64_t width, T* values_gradient, T* kernel_gradient,
+                         T (*dots)[Found::kSize]) const;
   void SumPoints(int64_t per_moved, int64_t point, const T* partial, int64_t slice_stride,
                  T* offset_gradient, T* mask_gradient) const;
 
@@ -203,64 +203,60 @@ void Gradient<S, kRank>::BackwardTile(const Owner& owner, const Products<S>& pro
 template <typename S, int kRank>
 void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count,
                                                const T* gradient, T* share) const {
-  const int64_t width = owner.slice.width();
-  for (int64_t tap = 0; tap < plan_.taps; tap += Found::kSize) {
-    const int64_t taps = std::min(Found::kSize, plan_.taps - tap);
-    this->ForChunks(first, count, owner.moved, tap, taps, [&](const Chunk& chunk) {
-      const int64_t start = chunk.first - first;
-      const int64_t image = chunk.image * space_.elements + owner.slice.begin;
-      const int64_t filter = tap * sizes_.filters + owner.slice.begin;
-      const S* values = inputs_ + image;
-      T* values_gradient = owner.inputs_gradient + image;
-      const T* upstream = gradient + start * sizes_.filters + owner.slice.begin;
-      BackwardChunk(
-          chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
-          [&](T(*dots)[Found::kSize]) {
-            for (int64_t each = 0; each < taps; ++each) {
-              const int64_t at = filter + each * sizes_.filters;
-              DepthwiseInterior(chunk, each, taps, values, kernel_ + at, upstream, width,
-                                values_gradient, owner.kernel_gradient + at, dots);
-            }
-          },
-          [&](auto corners, int64_t point, int64_t each, const int64_t* offset, const T* weight,
-              bool reads, T* dot) {
-            const int64_t at = filter + each * sizes_.filters;
-            const T* above = upstream + point * sizes_.filters;
-            if (reads) {
-              DepthwiseBackwardRows<corners>(values, offset, weight, above, kernel_ + at, width,
-                                             values_gradient, owner.kernel_gradient + at, dot);
-            } else {
-              std::fill_n(owner.columns, width, T(0));
-              AddProduct(above, kernel_ + at, width, owner.columns);
-              DotRows<corners>(values, offset, owner.columns, width, dot);
-            }
-          });
-    });
-  }
+  const int64_t width = owner.slice.width(), taps = plan_.taps;
+  const S* kernel = kernel_ + owner.slice.begin;
+  T* kernel_gradient = owner.kernel_gradient + owner.slice.begin;
+  this->ForChunks(first, count, owner.moved, 0, taps, [&](const Chunk& chunk) {
+    const int64_t start = chunk.first - first;
+    const int64_t image = chunk.image * space_.elements + owner.slice.begin;
+    const S* values = inputs_ + image;
+    T* values_gradient = owner.inputs_gradient + image;
+    const T* upstream = gradient + start * sizes_.filters + owner.slice.begin;
+    BackwardChunk(
+        chunk, taps, share + start * taps * (kRank + 1),
+        [&](T(*dots)[Found::kSize]) {
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            DepthwiseInterior(chunk, tap, values, kernel + tap * sizes_.filters, upstream, width,
+                              values_gradient, kernel_gradient + tap * sizes_.filters, dots);
+          }
+        },
+        [&](auto corners, int64_t point, int64_t tap, const int64_t* offset, const T* weight,
+            bool reads, T* dot) {
+          const int64_t at = tap * sizes_.filters;
+          const T* above = upstream + point * sizes_.filters;
+          if (reads) {
+            DepthwiseBackwardRows<corners>(values, offset, weight, above, kernel + at, width,
+                                           values_gradient, kernel_gradient + at, dot);
+          } else {
+            std::fill_n(owner.columns, width, T(0));
+            AddProduct(above, kernel + at, width, owner.columns);
+            DotRows<corners>(values, offset, owner.columns, width, dot);
+          }
+        });
+  });
 }
 
 // DepthwiseBackwardRows for one tap of all points of a chunk where all of its corners exist. The
 // kernel and its gradient stay in registers while the points go by.
 template <typename S, int kRank>
-void Gradient<S, kRank>::DepthwiseInterior(const Chunk& chunk, int64_t tap, int64_t taps,
-                                           const S* __restrict__ values,
-                                           const S* __restrict__ kernel,
-                                           const T* __restrict__ upstream, int64_t width,
-                                           T* __restrict__ values_gradient,
-                                           T* __restrict__ kernel_gradient,
-                                           T (*dots)[Found::kSize]) const {
+void Gradient<S, kRank>::DepthwiseInterior(
+    const Chunk& chunk, int64_t tap, const S* __restrict__ values, const S* __restrict__ kernel,
+    const T* __restrict__ upstream, int64_t width, T* __restrict__ values_gradient,
+    T* __restrict__ kernel_gradient, T (*dots)[Found::kSize]) const {
   using V = typename Vector<T>::Type;
   constexpr int64_t kLanes = Vector<T>::kLanes;
-  constexpr int kBlock = kVectorBytes == 64 ? 4 : 2;  // what the registers hold
   const Found& cells = chunk.cells;
-  const int64_t rest = ForBlocks<T, kBlock>(width, 0, [&](auto vectors, int64_t c) {
+  // Sixteen registers do not hold enough of them to pay for their sums.
+  const int64_t blocks = kVectorBytes == 64 ? width : 0;
+  const int64_t rest = ForBlocks<T, 4>(blocks, 0, [&](auto vectors, int64_t c) {
     V factor[vectors], total[vectors];
     for (int j = 0; j < vectors; ++j) {
       factor[j] = Load(kernel + c + j * kLanes);
       total[j] = Load(kernel_gradient + c + j * kLanes);
     }
     const T* above = upstream + c;
-    for (int64_t cell = tap; cell < chunk.points * taps; cell += taps, above += sizes_.filters) {
+    for (int64_t cell = tap; cell < chunk.points * plan_.taps;
+         cell += plan_.taps, above += sizes_.filters) {
       if (!cells.interior[cell]) continue;
       V part[vectors], sum[vectors] = {}, dot[kMost] = {};
       for (int j = 0; j < vectors; ++j) part[j] = Load(above + j * kLanes) * factor[j];
@@ -286,7 +282,8 @@ void Gradient<S, kRank>::DepthwiseInterior(const Chunk& chunk, int64_t tap, int6
   });
   if (rest == width) return;
   const T* above = upstream + rest;
-  for (int64_t cell = tap; cell < chunk.points * taps; cell += taps, above += sizes_.filters) {
+  for (int64_t cell = tap; cell < chunk.points * plan_.taps;
+       cell += plan_.taps, above += sizes_.filters) {
     if (!cells.interior[cell]) continue;
     T weight[kMost], dot[kMost];
     for (int i = 0; i < kMost; ++i) weight[i] = cells.weight[i][cell];
