@@ -24,7 +24,7 @@ struct Cells {
   using Flags = decltype(Lanes{} < Lanes{});
   static constexpr int64_t kLanes = Vector<T>::kLanes;
   typedef double Doubles __attribute__((vector_size(8 * kLanes)));
-  typedef int64_t Integers __attribute__((vector_size(8 * kLanes)));
+  typedef uint64_t Integers __attribute__((vector_size(8 * kLanes)));
 
   // Sets what follows from position and factor.
   void Find(const Space<T, kRank>& space, int64_t count) {
