@@ -34,7 +34,7 @@ detect: $(VENV)/.has-demo ## train detectors with three ways of pooling regions,
 
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes"
-	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: ## check format, lint and types, build the library, run the tests
 	@for stage in install format-check lint types ops test; do \
@@ -103,7 +103,7 @@ bazel: $(VENV)/.has-test ## build the ops and run their tests with Bazel, if it 
 test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions supported
 	@$(VENV_LOWEST)/bin/python -m tf_deform build
 	@echo "==> Running the tests on the lowest versions in $(WORKERS) processes"
-	@$(VENV_LOWEST)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(VENV_LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 goldens-addons: $(VENV_ADDONS)/.has-addons ## write what TensorFlow Addons returns, for the tests
 	@echo "==> Writing tests/goldens/addons.npz"

@@ -258,7 +258,7 @@ def test_wrong_arguments_print_the_usage(arguments, serve):
     assert result.returncode == 2 and "[FLAGS] MODEL" in result.stderr
 
 
-@pytest.mark.parametrize("mode", [[], ["--load"]])
+@pytest.mark.parametrize("mode", [[], ["--load", "--requests=99"]])
 def test_without_their_library_custom_ops_are_named(mode, serve, custom):
     result = serve(f"--input=images={custom}/images.npy", *mode, custom / "1")
     assert result.returncode == 1
