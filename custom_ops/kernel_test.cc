@@ -477,10 +477,33 @@ void TestHalves() {
          "halves: gradients of conv as in float32", 0);
 }
 
+// Sums that lie in the middle of two numbers are rounded to the even one: 1 and a half of what
+// follows it, and the next number and as much.
+template <typename S>
+void TestTies() {
+  constexpr bool kWide = std::is_same_v<S, Bfloat16Bits>;
+  const uint16_t one = kWide ? 127 << 7 : 15 << 10, step = kWide ? 7 : 10;
+  const uint16_t half = one - ((step + 1) << step);
+  int threads = 1;
+  const Pool pool{RunOnThreads, &threads};
+  ConvSizes z = {};
+  z.rank = 1, z.batch = 2, z.space[0] = z.output[0] = z.kernel[0] = 1, z.channels = 2,
+  z.filters = 1;
+  z.strides[0] = z.dilations[0] = z.groups = z.deformable_groups = 1;
+  const S inputs[] = {{one}, {half}, {static_cast<uint16_t>(one + 1)}, {half}};
+  const S kernel[] = {{one}, {one}};
+  const float offset[2] = {};
+  S out[2];
+  TfDeformKernels()->of<S>().conv(pool, z, inputs, kernel, offset, nullptr, out);
+  Report(out[0].bits == one && out[1].bits == one + 2, "halves: ties to even", out[0].bits - one);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
+  TestTies<Float16Bits>();
+  TestTies<Bfloat16Bits>();
   for (int round = 0; round < rounds; ++round) {
     const bool hostile = round % 2;
     TestSample<float>(hostile);

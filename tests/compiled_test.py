@@ -113,6 +113,37 @@ def test_half_precision_is_accumulated_in_float32(rng, dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_read_as_it_is_with_the_same_bits_under_xla(rng, dtype):
+    (inputs, kernel, offset, mask), options = convolution(rng, "dense", "float32")
+    arguments = [tf.cast(inputs, dtype), tf.cast(kernel, dtype), offset, mask]
+
+    def derived(*each):
+        def convolved(*each):
+            return ops.deformable_conv(*each, **options)
+
+        return convolved(*each), *gradients(convolved, *each)
+
+    graph = tf.function(derived).get_concrete_function(*arguments).graph
+    types = {op.get_attr("T") for op in graph.get_operations() if op.type.startswith("TfDeform>")}
+    assert types == {tf.as_dtype(dtype)}
+    found = derived(*arguments)
+    assert [each.dtype for each in found[1:]] == [each.dtype for each in arguments]
+    under_xla = tf.function(derived, jit_compile=True)(*arguments)
+    for actual, expected in zip(under_xla, found, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_grid_goes_to_the_op_as_it_is():
+    function = tf.function(lambda *each: ops.grid_sample(*each, align_corners=True))
+    graph = function.get_concrete_function(tf.ones([2, 6, 5, 3]), tf.ones([2, 4, 3, 2])).graph
+    (op,) = [op for op in graph.get_operations() if op.type.startswith("TfDeform>")]
+    assert op.get_attr("units") == b"centers"
+    assert {op.type for op in graph.get_operations()} <= {
+        *("TfDeform>WeightedSample", "Placeholder", "Reshape", "Const", "Identity")
+    }
+
+
 # Malformed calls, as a SavedModel edited by hand could make them
 
 
