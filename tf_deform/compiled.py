@@ -414,7 +414,7 @@ def _second(form, arguments, given, upstream, targets):
             finally:
                 _this_thread.portable = False
         found = inner.gradient(out, [arguments[each] for each in targets], given)
-    upstream = [tf.cast(given, each.dtype) for given, each in zip(upstream, found, strict=True)]
+    upstream = [tf.cast(each, to.dtype) for each, to in zip(upstream, found, strict=True)]
     return outer.gradient(
         found, sources, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )

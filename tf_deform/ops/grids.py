@@ -143,7 +143,9 @@ def _stacked(grid):
 
 
 def _axes_of(grid):
-    return tf.unstack(grid, axis=-1) if tf.is_tensor(grid) else grid
+    if not tf.is_tensor(grid):
+        return grid
+    return [grid[..., axis] for axis in range(grid.shape[-1])]  # LiteRT cannot unstack free sizes
 
 
 def sample_at(inputs, grid, interpolation, padding_mode, align_corners):
