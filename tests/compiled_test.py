@@ -144,6 +144,17 @@ def test_a_grid_goes_to_the_op_as_it_is():
     }
 
 
+def test_a_saved_grid_is_no_matrix_product_which_a_gpu_would_round(tmp_path):
+    transform = tfd.layers.SpatialTransformer(None)
+    inputs = keras.Input([6, 5, 3]), keras.Input([6])
+    model = keras.Model(inputs, transform(*inputs))
+    product = "BatchMatMulV2"
+    assert product in op_types(transform, tf.ones([2, 6, 5, 3]), tf.ones([2, 6]))
+    tfd.export_saved_model(model, tmp_path / "1", implementation="compiled")
+    types = saved_op_types(tmp_path / "1")
+    assert has_ours(types) and product not in types
+
+
 # Malformed calls, as a SavedModel edited by hand could make them
 
 

@@ -247,6 +247,11 @@ def chosen():
     return _is_used()
 
 
+def stays_on_cpu():
+    """Returns whether what is traced now is compiled, and for no GPU: what is saved may run on one."""
+    return chosen() and not in_save_context() and not tf.config.list_physical_devices("GPU")
+
+
 def supports_jit():
     """Returns whether XLA can compile what `chosen` chooses."""
     return not (_is_used() and why_not_xla())

@@ -185,8 +185,7 @@ def affine(theta, output_size, align_corners):
     rank = len(output_size)
     theta = _parameters("theta", theta, [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]")
     axes = _normalized(output_size, align_corners, theta.dtype)
-    # On a GPU tf.matmul rounds to TF32; what is saved may be run on one.
-    if compiled.chosen() and not tf.config.list_physical_devices("GPU"):
+    if compiled.stays_on_cpu():  # on a GPU tf.matmul would round to TF32
         return _affine_product(theta, axes, output_size)
     return _affine_rows(theta, axes)
 
