@@ -248,7 +248,7 @@ def chosen():
 
 
 def stays_on_cpu():
-    """Returns whether what is traced now is compiled, and for no GPU: what is saved may run on one."""
+    """Returns whether what is traced now is compiled and stays on a CPU: what is saved may not."""
     return chosen() and not in_save_context() and not tf.config.list_physical_devices("GPU")
 
 
