@@ -117,13 +117,45 @@ class Convolution : Taps<S, kRank> {
       const int64_t width = std::min(slice.end, (moved + 1) * plan_.moved_channels) - begin;
       this->ForChunks(first, count, moved, tap, taps, [&](const Chunk& chunk) {
         const S* image = inputs_ + chunk.image * space_.elements + begin;
-        for (int64_t point = 0; point < chunk.points; ++point) {
-          T* to = columns + (chunk.first - first + point) * stride + begin - slice.begin;
-          for (int64_t each = 0; each < taps; ++each, to += slice.width()) {
-            Sample(chunk.cells, space_, point * taps + each, image, width, to);
-          }
-        }
+        if (tap == 0) this->Prefetch(chunk, image, width);
+        SampleChunk(chunk, taps, image, width,
+                    columns + (chunk.first - first) * stride + begin - slice.begin, stride,
+                    slice.width());
       });
+    }
+  }
+
+  // columns: [points, taps, width], of which points and taps are so far apart.
+  void SampleChunk(const Chunk& chunk, int64_t taps, const S* __restrict__ image, int64_t width,
+                   T* __restrict__ columns, int64_t point_stride, int64_t tap_stride) const {
+    using V = typename Vector<T>::Type;
+    constexpr int64_t kLanes = Vector<T>::kLanes;
+    const Found& cells = chunk.cells;
+    int64_t corner[kMost];  // nothing that is called could change it: it stays in registers
+    std::copy_n(space_.corner, kMost, corner);
+    int64_t cell = 0;
+    for (int64_t point = 0; point < chunk.points; ++point) {
+      T* to = columns + point * point_stride;
+      for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += tap_stride) {
+        if (!cells.interior[cell]) {
+          Sample(cells, space_, cell, image, width, to);
+          continue;
+        }
+        const S* from = image + cells.lower[cell];
+        V weight[kMost];
+        ForRows<kMost>(0, [&](int64_t i) { weight[i] = Broadcast<V>(cells.weight[i][cell]); });
+        const int64_t done = ForBlocks<T, 4>(width, 0, [&](auto vectors, int64_t c) {
+          V sum[vectors] = {};
+          ForRows<kMost>(0, [&](int64_t i) {
+            const S* row = from + corner[i] + c;
+            for (int j = 0; j < vectors; ++j) {
+              sum[j] = MulAdd(Load(row + j * kLanes), weight[i], sum[j]);
+            }
+          });
+          for (int j = 0; j < vectors; ++j) Store(to + c + j * kLanes, sum[j]);
+        });
+        if (done < width) Sample(cells, space_, cell, image + done, width - done, to + done);
+      }
     }
   }
 

@@ -26,6 +26,7 @@ namespace {
 constexpr int64_t kTile = 144;         // output pixels, whole blocks of any instruction set
 constexpr int64_t kInnerBytes = 2048;  // of the samples of a pixel that are multiplied at once
 constexpr int64_t kLine = 32;          // channels: slices are whole lines
+constexpr int64_t kRowsAhead = 3;      // of the inputs, asked for before taps with offsets get there
 
 // Memory without values, aligned to cache lines.
 template <typename T>
@@ -284,7 +285,22 @@ class Taps {
   struct Chunk {
     Found cells;
     int64_t first, points, image;
+    int64_t at[kRank];  // where the first point is in the output's image
+    int64_t ahead;      // see Prefetch
   };
+
+  // Asks for what later rows of the output will read, of `width` channels from `values` on: processors
+  // foresee walks along memory, but not that a row of the inputs is next.
+  // Inlined, else compilers leave out a call that has no effect.
+  __attribute__((always_inline)) void Prefetch(const Chunk& chunk, const S* values,
+                                               int64_t width) const {
+    if (chunk.ahead < 0) return;
+    values += chunk.ahead;
+    for (int64_t pixel = 0; pixel < chunk.points * sizes_.strides[kLast]; ++pixel) {
+      for (int64_t c = 0; c < width; c += 64 / sizeof(S)) __builtin_prefetch(values + c, 0, 2);
+      values += sizes_.channels;
+    }
+  }
 
   // Calls visit(chunk) for the taps [tap, tap + taps) of `count` output pixels of the batch.
   template <typename Visit>
@@ -292,8 +308,13 @@ class Taps {
                  Visit&& visit) const {
     const Pattern pattern = PatternOf(moved, tap, taps);
     Chunk chunk;
-    for (int64_t start = first; start < first + count; start += chunk.points) {
-      SetChunk(pattern, start, first + count - start, &chunk);
+    chunk.image = first / plan_.pixels;
+    for (int64_t axis = kLast, rest = first % plan_.pixels; axis >= 0; --axis) {
+      chunk.at[axis] = rest % sizes_.output[axis];
+      rest /= sizes_.output[axis];
+    }
+    for (chunk.first = first; chunk.first < first + count; Advance(&chunk)) {
+      SetChunk(pattern, first + count - chunk.first, &chunk);
       visit(chunk);
     }
   }
@@ -324,7 +345,7 @@ class Taps {
   // without offset.
   struct Pattern {
     int64_t moved, tap, taps;
-    T place[kRank][Found::kSize];
+    T place[kRank][Found::kSize] = {};
   };
 
   int64_t PlaceOf(int64_t cell, int64_t tap, int64_t taps, int axis) const {
@@ -332,33 +353,61 @@ class Taps {
     return tap_[(tap + cell % taps) * kRank + axis] + moves;
   }
 
+  // Where in the image the pixels are that Prefetch asks for, kRowsAhead rows below the last taps'
+  // of the output pixels from `at` on; -1 if they are not all there.
+  int64_t AheadOf(const int64_t* at, int64_t points) const {
+    if (kRank == 1) return -1;
+    int64_t offset = 0;
+    for (int axis = 0; axis < kRank; ++axis) {
+      int64_t place = at[axis] * sizes_.strides[axis];
+      if (axis < kLast) place += tap_[(plan_.taps - 1) * kRank + axis];
+      if (axis == kLast - 1) place += kRowsAhead;
+      const int64_t end = place + (axis == kLast ? points * sizes_.strides[axis] : 1);
+      if (place < 0 || end > space_.size[axis]) return -1;
+      offset += place * space_.stride[axis];
+    }
+    return offset;
+  }
+
   Pattern PatternOf(int64_t moved, int64_t tap, int64_t taps) const {
     Pattern pattern;
     pattern.moved = moved, pattern.tap = tap, pattern.taps = taps;
     for (int axis = 0; axis < kRank; ++axis) {
-      for (int64_t cell = 0; cell < Found::kSize / taps * taps; ++cell) {
-        pattern.place[axis][cell] = static_cast<T>(PlaceOf(cell, tap, taps, axis));
+      int64_t moves = 0;
+      for (int64_t cell = 0; cell + taps <= Found::kSize; cell += taps) {
+        for (int64_t each = 0; each < taps; ++each) {
+          const int64_t place = tap_[(tap + each) * kRank + axis] + moves;
+          pattern.place[axis][cell + each] = static_cast<T>(place);
+        }
+        if (axis == kLast) moves += sizes_.strides[axis];
       }
     }
     return pattern;
   }
 
-  // Sets a chunk to the output pixels from `first` on: as many of its row as fit, at most `most`.
-  void SetChunk(const Pattern& pattern, int64_t first, int64_t most, Chunk* chunk) const {
-    const int64_t taps = pattern.taps, groups = sizes_.deformable_groups;
-    int64_t at[kRank];
-    int64_t rest = first % plan_.pixels;
-    for (int axis = kLast; axis >= 0; --axis) {
-      at[axis] = rest % sizes_.output[axis];
-      rest /= sizes_.output[axis];
+  void Advance(Chunk* chunk) const {
+    chunk->first += chunk->points;
+    chunk->at[kLast] += chunk->points;
+    for (int axis = kLast; chunk->at[axis] == sizes_.output[axis]; --axis) {
+      chunk->at[axis] = 0;
+      if (axis == 0) {
+        ++chunk->image;
+        break;
+      }
+      ++chunk->at[axis - 1];
     }
-    chunk->image = first / plan_.pixels;
-    chunk->first = first;
+  }
+
+  // Sets a chunk's points: as many of its row of the output as fit, at most `most`.
+  void SetChunk(const Pattern& pattern, int64_t most, Chunk* chunk) const {
+    const int64_t taps = pattern.taps, groups = sizes_.deformable_groups;
+    const int64_t* at = chunk->at;
     chunk->points = std::min({Found::kSize / taps, most, sizes_.output[kLast] - at[kLast]});
+    chunk->ahead = AheadOf(at, chunk->points);
     const int64_t cells = chunk->points * taps;
     const bool joined = groups == 1 && taps == plan_.taps;  // offsets, from point to point
     const int64_t run = joined ? cells : taps;
-    int64_t from = (first * groups + pattern.moved) * plan_.taps + pattern.tap;
+    int64_t from = (chunk->first * groups + pattern.moved) * plan_.taps + pattern.tap;
     for (int64_t cell = 0; cell < cells; cell += run, from += groups * plan_.taps) {
       SetCells(from, run, cell, &chunk->cells);
     }
@@ -366,8 +415,9 @@ class Taps {
       T* position = chunk->cells.position[axis];
       const int64_t start = at[axis] * sizes_.strides[axis];
       const T base = static_cast<T>(start);
-      for (int64_t cell = 0; exact_ && cell < cells; ++cell) {
-        position[cell] += base + pattern.place[axis][cell];  // the only rounding
+      for (int64_t cell = 0; exact_ && cell < cells; cell += Found::kLanes) {
+        const auto place = base + Load(pattern.place[axis] + cell);
+        Store(position + cell, Load(position + cell) + place);  // the only rounding
       }
       for (int64_t cell = 0; !exact_ && cell < cells; ++cell) {
         position[cell] += static_cast<T>(start + PlaceOf(cell, pattern.tap, taps, axis));
