@@ -117,7 +117,7 @@ class Convolution : Taps<S, kRank> {
       const int64_t width = std::min(slice.end, (moved + 1) * plan_.moved_channels) - begin;
       this->ForChunks(first, count, moved, tap, taps, [&](const Chunk& chunk) {
         const S* image = inputs_ + chunk.image * space_.elements + begin;
-        if (tap == 0) this->Prefetch(chunk, image, width);
+        if (tap == 0) this->Prefetch(chunk, inputs_ + begin, width);
         SampleChunk(chunk, taps, image, width,
                     columns + (chunk.first - first) * stride + begin - slice.begin, stride,
                     slice.width());
@@ -164,6 +164,7 @@ class Convolution : Taps<S, kRank> {
     const Found& cells = chunk.cells;
     const int64_t taps = plan_.taps, width = plan_.moved_channels;
     const S* image = inputs_ + chunk.image * space_.elements + channel;
+    this->Prefetch(chunk, inputs_ + channel, width);
     S* to = out + chunk.first * sizes_.filters + channel;
     for (int64_t cell = 0; cell < chunk.points * taps; cell += taps, to += sizes_.filters) {
       const auto sum = [&](auto&& row, auto&& weight) {

@@ -26,7 +26,7 @@ namespace {
 constexpr int64_t kTile = 144;         // output pixels, whole blocks of any instruction set
 constexpr int64_t kInnerBytes = 2048;  // of the samples of a pixel that are multiplied at once
 constexpr int64_t kLine = 32;          // channels: slices are whole lines
-constexpr int64_t kRowsAhead = 3;      // of the inputs, asked for before taps with offsets get there
+constexpr int64_t kRowsAhead = 3;  // of the inputs, asked for before taps with offsets get there
 
 // Memory without values, aligned to cache lines.
 template <typename T>
@@ -289,15 +289,16 @@ class Taps {
     int64_t ahead;      // see Prefetch
   };
 
-  // Asks for what later rows of the output will read, of `width` channels from `values` on: processors
-  // foresee walks along memory, but not that a row of the inputs is next.
+  // Asks for what later rows of the output will need, of `width` channels from a channel of all
+  // images on: processors foresee walks along memory, but not that a row of the inputs is next.
   // Inlined, else compilers leave out a call that has no effect.
-  __attribute__((always_inline)) void Prefetch(const Chunk& chunk, const S* values,
+  template <typename Values>
+  __attribute__((always_inline)) void Prefetch(const Chunk& chunk, const Values* values,
                                                int64_t width) const {
     if (chunk.ahead < 0) return;
     values += chunk.ahead;
     for (int64_t pixel = 0; pixel < chunk.points * sizes_.strides[kLast]; ++pixel) {
-      for (int64_t c = 0; c < width; c += 64 / sizeof(S)) __builtin_prefetch(values + c, 0, 2);
+      for (int64_t c = 0; c < width; c += 64 / sizeof(Values)) __builtin_prefetch(values + c, 0, 2);
       values += sizes_.channels;
     }
   }
@@ -353,20 +354,22 @@ class Taps {
     return tap_[(tap + cell % taps) * kRank + axis] + moves;
   }
 
-  // Where in the image the pixels are that Prefetch asks for, kRowsAhead rows below the last taps'
-  // of the output pixels from `at` on; -1 if they are not all there.
-  int64_t AheadOf(const int64_t* at, int64_t points) const {
+  // Where in the inputs the pixels are that Prefetch asks for: kRowsAhead rows below those of the
+  // last taps, after an image's last row the next image's first one; -1 if they are not all there.
+  int64_t AheadOf(const Chunk& chunk) const {
     if (kRank == 1) return -1;
-    int64_t offset = 0;
+    int64_t offset = chunk.image * space_.elements;
     for (int axis = 0; axis < kRank; ++axis) {
-      int64_t place = at[axis] * sizes_.strides[axis];
+      int64_t place = chunk.at[axis] * sizes_.strides[axis];
       if (axis < kLast) place += tap_[(plan_.taps - 1) * kRank + axis];
       if (axis == kLast - 1) place += kRowsAhead;
-      const int64_t end = place + (axis == kLast ? points * sizes_.strides[axis] : 1);
-      if (place < 0 || end > space_.size[axis]) return -1;
+      if (place < 0 || place > space_.size[axis] + kRowsAhead) return -1;
       offset += place * space_.stride[axis];
     }
-    return offset;
+    const int64_t pixels = chunk.points * sizes_.strides[kLast];
+    const bool exist = chunk.at[kLast] * sizes_.strides[kLast] + pixels <= space_.size[kLast] &&
+                       offset + pixels * sizes_.channels <= sizes_.batch * space_.elements;
+    return exist ? offset : -1;
   }
 
   Pattern PatternOf(int64_t moved, int64_t tap, int64_t taps) const {
@@ -403,7 +406,7 @@ class Taps {
     const int64_t taps = pattern.taps, groups = sizes_.deformable_groups;
     const int64_t* at = chunk->at;
     chunk->points = std::min({Found::kSize / taps, most, sizes_.output[kLast] - at[kLast]});
-    chunk->ahead = AheadOf(at, chunk->points);
+    chunk->ahead = AheadOf(*chunk);
     const int64_t cells = chunk->points * taps;
     const bool joined = groups == 1 && taps == plan_.taps;  // offsets, from point to point
     const int64_t run = joined ? cells : taps;

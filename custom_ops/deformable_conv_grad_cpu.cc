@@ -164,6 +164,10 @@ void Gradient<S, kRank>::BackwardTile(const Owner& owner, const Products<S>& pro
       const int64_t start = chunk.first - first;
       const int64_t image = chunk.image * space_.elements + slice.begin;
       const S* values = inputs_ + image;
+      if (tap == 0) {
+        this->Prefetch(chunk, inputs_ + slice.begin, width);
+        this->Prefetch(chunk, owner.inputs_gradient + slice.begin, width);
+      }
       T* values_gradient = owner.inputs_gradient + image;
       T* columns = owner.columns + start * stride;
       const T* columns_gradient = owner.columns_gradient + start * stride;
@@ -210,6 +214,8 @@ void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first
     const int64_t start = chunk.first - first;
     const int64_t image = chunk.image * space_.elements + owner.slice.begin;
     const S* values = inputs_ + image;
+    this->Prefetch(chunk, inputs_ + owner.slice.begin, width);
+    this->Prefetch(chunk, owner.inputs_gradient + owner.slice.begin, width);
     T* values_gradient = owner.inputs_gradient + image;
     const T* upstream = gradient + start * sizes_.filters + owner.slice.begin;
     BackwardChunk(
