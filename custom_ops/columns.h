@@ -124,8 +124,7 @@ __device__ inline Tap<Wide<T>, kRank> ReadTap(const ConvShape<T, kRank>& shape,
     rest = next;
     const int own = axis - (kRank - shape.rank);
     const A shift = own < 0 ? A(0) : offset[number * shape.rank + own];
-    read.position[axis] =
-        static_cast<A>(place.base[axis] + within * shape.dilations[axis]) + shift;
+    read.position[axis] = static_cast<A>(place.base[axis] + within * shape.dilations[axis]) + shift;
   }
   read.mask = mask ? mask[number] : A(1);
   return read;
@@ -148,13 +147,14 @@ __device__ inline void SetTerms(const Tap<A, kRank>& tap, const Space<A, kRank>&
 // What a thread reads for its 16 bytes of a tile, on the way from the inputs to the tile.
 template <typename T, int kRank>
 struct Samples {
-  // inputs: at the tile's first channel. columns: how many channels are left of this thread's first.
+  // inputs: at the tile's first channel. columns: how many channels are left of this thread's
+  // first.
   __device__ inline void Read(const T* inputs, const Term<Wide<T>>* terms, int columns,
                               bool aligned) {
     TF_DEFORM_UNROLL
     for (int corner = 0; corner < 1 << kRank; ++corner) {
       const int64_t offset = terms[corner].offset;
-      values[corner] = Load<kLanes<T>>(inputs + offset, offset < 0 ? 0 : columns, aligned);
+      values[corner] = LoadBits<kLanes<T>>(inputs + offset, offset < 0 ? 0 : columns, aligned);
     }
   }
 
@@ -163,9 +163,10 @@ struct Samples {
     Vector<A, kLanes<T>> sum = {};
     TF_DEFORM_UNROLL
     for (int corner = 0; corner < 1 << kRank; ++corner) {
+      const auto value = values[corner].Values();
       TF_DEFORM_UNROLL
       for (int i = 0; i < kLanes<T>; ++i) {
-        sum.lane[i] += terms[corner].weight * Widen(values[corner].lane[i]);
+        sum.lane[i] += terms[corner].weight * Widen(value.lane[i]);
       }
     }
     Vector<T, kLanes<T>> rounded;
@@ -174,7 +175,7 @@ struct Samples {
     Store(rounded, kLanes<T>, true, to);
   }
 
-  Vector<T, kLanes<T>> values[1 << kRank];
+  Bits<T, kLanes<T>> values[1 << kRank];
 };
 
 // Which taps and channels of a group a tile of columns has; the tiles follow each other.

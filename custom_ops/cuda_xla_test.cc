@@ -1,9 +1,7 @@
 // Takes the place of the CUDA kernels' library in a test: the kernels are emulated on the CPU. What
 // XLA runs on a GPU is called there, under another name and with a stream that is none.
 
-#include "deformable_conv_cuda.cu"
-#include "deformable_conv_grad_cuda.cu"
-#include "sample_cuda.cu"
+#include "emulated_kernels.h"
 #include "xla/ffi/api/c_api.h"
 
 // TensorFlow's, which no header declares.
@@ -30,18 +28,6 @@ XLA_FFI_Error* RunOnCpu(XLA_FFI_CallFrame* frame) {
 }  // namespace
 
 extern "C" {
-
-const tf_deform::CudaKernels* TfDeformCudaKernels() {
-  static const tf_deform::CudaKernels kernels = [] {
-    tf_deform::CudaKernels table;
-    table.unavailable = []() -> const char* { return nullptr; };
-    tf_deform::SetCudaSampleKernels(&table);
-    tf_deform::SetCudaConvKernels(&table);
-    tf_deform::SetCudaConvGradKernels(&table);
-    return table;
-  }();
-  return &kernels;
-}
 
 // Has XLA run the handler on the CPU as "emulated". Returns whether it agreed.
 bool Emulate(XLA_FFI_Handler* handler) {

@@ -1,6 +1,6 @@
 // The gradients of the deformable convolution on a GPU. One kernel multiplies the gradient by the
-// kernel, a tile of columns at a time, and adds what comes out to the inputs' pixels and to offset and
-// mask. Another samples the columns again, as the forward pass does, and multiplies them by the
+// kernel, a tile of columns at a time, and adds what comes out to the inputs' pixels and to offset
+// and mask. Another samples the columns again, as the forward pass does, and multiplies them by the
 // gradient. Both add to global memory, to which other blocks add as well.
 
 #include <algorithm>
@@ -19,9 +19,10 @@ constexpr int64_t kLeastSteps = 16;      // for which a slice of the points is w
 template <typename T>
 struct Given {
   const T *inputs, *kernel;
-  const Wide<T> *offset, *mask;
+  const Wide<T>*offset, *mask;
   const T* gradient;
-  bool aligned_inputs, aligned_filters;  // so that 16 bytes of channels, or of filters, can be moved
+  bool aligned_inputs,
+      aligned_filters;  // so that 16 bytes of channels, or of filters, can be moved
 };
 
 template <typename T>
@@ -37,8 +38,8 @@ struct PointsMemory {
   };
 };
 
-// The gradients to inputs, offset and mask, which are zeros before. A block has the points of a tile,
-// and at most 64 channels of a tap.
+// The gradients to inputs, offset and mask, which are zeros before. A block has the points of a
+// tile, and at most 64 channels of a tap.
 template <typename T, bool kTensor, int kRank>
 __global__ void __launch_bounds__(kThreads, 2)
     PointsGradKernel(const ConvShape<T, kRank> shape, const Given<T> given, int chunks,
@@ -56,9 +57,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int width = WidthOf<kTile>(chunk, shape.unit);
   const int first_channel = group * shape.group_channels + chunk.channel;
   const T* rows = given.gradient + first * shape.filters + int64_t{group} * shape.group_filters;
-  const T* columns =
-      given.kernel + (int64_t{chunk.tap} * shape.group_channels + chunk.channel) * shape.filters +
-      int64_t{group} * shape.group_filters;
+  const T* columns = given.kernel +
+                     (int64_t{chunk.tap} * shape.group_channels + chunk.channel) * shape.filters +
+                     int64_t{group} * shape.group_filters;
 
   Product<T, kTensor, Share::kRows, Share::kColumns, false, true> product;
   const int steps = (shape.group_filters + kDepth<T> - 1) / kDepth<T>;
@@ -72,9 +73,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                                  given.aligned_filters, memory.kernel[step % 2]);
     }
     if (step > 0) {
-      product.template Add<kDepth<T>>(memory.gradient[(step + 1) % 2][Share::Down()],
-                                      Memory::kPitch, memory.kernel[(step + 1) % 2][Share::Across()],
-                                      Memory::kPitch);
+      product.template Add<kDepth<T>>(
+          memory.gradient[(step + 1) % 2][Share::Down()], Memory::kPitch,
+          memory.kernel[(step + 1) % 2][Share::Across()], Memory::kPitch);
     }
     JoinCopies();
     __syncthreads();
@@ -96,18 +97,31 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int column = Share::Across() + j * kSquare + PieceColumn();
       const int left = width - column;
       if (corners.count == 0 || left <= 0) continue;
+      // Reads before the first addition, which no read may pass: four are waited for together.
+      const int64_t base = tap.image + first_channel + column;
       TF_DEFORM_UNROLL
-      for (int corner = 0; corner < 1 << kRank; ++corner) {
-        if (corners.offset[corner] < 0) continue;
-        const int64_t at = tap.image + corners.offset[corner] + first_channel + column;
-        const auto values = Load<kPiece>(given.inputs + at, left, given.aligned_inputs);
-        Vector<A, kPiece> terms;
+      for (int four = 0; four < 1 << kRank; four += 4) {
+        Bits<T, kPiece> bits[4];
         TF_DEFORM_UNROLL
-        for (int l = 0; l < kPiece; ++l) {
-          if (l < left) dot[corner] += Widen(values.lane[l]) * sums.lane[l];
-          terms.lane[l] = corners.weight[corner] * tap.mask * sums.lane[l];
+        for (int i = 0; i < 4; ++i) {
+          const int64_t offset = corners.offset[four + i];
+          bits[i] = LoadBits<kPiece>(given.inputs + base + offset, offset < 0 ? 0 : left,
+                                     given.aligned_inputs);
         }
-        if (corners.reads) AddTo(terms, left, given.aligned_inputs, inputs_gradient + at);
+        TF_DEFORM_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int corner = four + i;
+          if (corners.offset[corner] < 0) continue;
+          const auto values = bits[i].Values();
+          Vector<A, kPiece> terms;
+          TF_DEFORM_UNROLL
+          for (int l = 0; l < kPiece; ++l) {
+            if (l < left) dot[corner] += Widen(values.lane[l]) * sums.lane[l];
+            terms.lane[l] = corners.weight[corner] * tap.mask * sums.lane[l];
+          }
+          if (!corners.reads) continue;
+          AddTo(terms, left, given.aligned_inputs, inputs_gradient + base + corners.offset[corner]);
+        }
       }
     }
     A slopes[kRank] = {};
@@ -201,9 +215,8 @@ __global__ void __launch_bounds__(kThreads, 2)
                    given.aligned_inputs);
       const int64_t point = first + (step - 1) * kDepth<T>;
       CopyTile<kDepth<T>, kWidth>(given.gradient + point * shape.filters + first_filter,
-                                  shape.filters, shape.points - point,
-                                  shape.group_filters - filter, given.aligned_filters,
-                                  memory.gradient[even]);
+                                  shape.filters, shape.points - point, shape.group_filters - filter,
+                                  given.aligned_filters, memory.gradient[even]);
     }
     if (step > 1) {
       product.template Add<kDepth<T>>(
@@ -219,8 +232,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   TF_DEFORM_UNROLL
   for (int i = 0; i < Share::kRows; ++i) {
     const int channel = Share::Down() + i * kSquare + PieceRow();
-    const int64_t to = (int64_t{chunk.tap} * shape.group_channels + chunk.channel + channel) *
-                           shape.filters + first_filter;
+    const int64_t to =
+        (int64_t{chunk.tap} * shape.group_channels + chunk.channel + channel) * shape.filters +
+        first_filter;
     TF_DEFORM_UNROLL
     for (int j = 0; j < Share::kColumns; ++j) {
       const auto sums = product.Read(i, j, memory.stage.at[Share::Warp()]);
@@ -246,8 +260,10 @@ class Gradients {
 
   Gradients(void* stream, const ConvSizes& sizes, const GradArguments& in)
       : stream_(stream), sizes_(sizes), in_(in), shape_(sizes) {
-    given_ = {static_cast<const T*>(in.inputs), static_cast<const T*>(in.kernel),
-              static_cast<const A*>(in.offset), static_cast<const A*>(in.mask),
+    given_ = {static_cast<const T*>(in.inputs),
+              static_cast<const T*>(in.kernel),
+              static_cast<const A*>(in.offset),
+              static_cast<const A*>(in.mask),
               static_cast<const T*>(in.gradient),
               Aligned(in.inputs) && Aligned(in.inputs_gradient) && shape_.unit % kLanes<T> == 0,
               Aligned(in.kernel) && Aligned(in.kernel_gradient) && Aligned(in.gradient) &&
@@ -290,12 +306,11 @@ class Gradients {
 
   template <int kWidth>
   const char* StartKernelGrad() const {
-    const int64_t tiles =
-        shape_.groups * chunks_ * ((shape_.group_filters + kWidth - 1) / kWidth);
+    const int64_t tiles = shape_.groups * chunks_ * ((shape_.group_filters + kWidth - 1) / kWidth);
     if (tiles == 0 || shape_.points == 0) return nullptr;
     const int64_t steps = (shape_.points + kDepth<T> - 1) / kDepth<T>;
-    const int64_t wanted = std::clamp<int64_t>(kEnoughBlocks / tiles, 1,
-                                               std::max<int64_t>(1, steps / kLeastSteps));
+    const int64_t wanted =
+        std::clamp<int64_t>(kEnoughBlocks / tiles, 1, std::max<int64_t>(1, steps / kLeastSteps));
     const int64_t slice_points = (steps + wanted - 1) / wanted * kDepth<T>;
     const int64_t slices = (shape_.points + slice_points - 1) / slice_points;
     return Launch<KernelMemory<T, kRank, kWidth>>(
@@ -319,9 +334,9 @@ void SetCudaConvGradKernels(CudaKernels* kernels) {
                           const void* gradient, void* inputs_gradient, void* kernel_gradient,
                           void* offset_gradient, void* mask_gradient) {
     if (call.deterministic) return kNotDeterministic;
-    const GradArguments in = {inputs,          kernel,          offset,
-                              mask,            gradient,        inputs_gradient,
-                              kernel_gradient, offset_gradient, mask_gradient};
+    const GradArguments in = {inputs,       kernel,          offset,          mask,
+                              gradient,     inputs_gradient, kernel_gradient, offset_gradient,
+                              mask_gradient};
     return WithProduct(call, sizes, [&](auto type, auto tensor) {
       using T = typename decltype(type)::Type;
       constexpr bool kTensor = decltype(tensor)::value;

@@ -1,5 +1,5 @@
-// What the CUDA kernels need of a GPU. Where nvcc does not compile them, emulation.h takes its place:
-// the same source then runs on the CPU, under sanitizers.
+// What the CUDA kernels need of a GPU. Where nvcc does not compile them, emulation.h takes its
+// place: the same source then runs on the CPU, under sanitizers.
 
 #ifndef TF_DEFORM_DEVICE_H_
 #define TF_DEFORM_DEVICE_H_
@@ -15,6 +15,7 @@
 
 #include <climits>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels_cuda.h"
 #include "sampling.h"
@@ -79,6 +80,39 @@ TF_DEFORM_INLINE Vector<T, kCount> Load(const T* from, int count, bool aligned) 
   return to;
 }
 
+// 16 bytes on their way.
+struct alignas(16) Bits16 {
+  uint32_t word[4];
+};
+
+// kCount values on their way. Were they known as 16-bit numbers, each load would be waited for at
+// once, to have its numbers put together.
+template <typename T, int kCount>
+struct Bits {
+  TF_DEFORM_INLINE Vector<T, kCount> Values() const {
+    Vector<T, kCount> values;
+    memcpy(&values, part, sizeof values);
+    return values;
+  }
+  Bits16 part[kCount / kLanes<T>];
+};
+
+// Load of bits. Where aligned, 16 bytes are there as a whole or not at all.
+template <int kCount, typename T>
+TF_DEFORM_INLINE Bits<T, kCount> LoadBits(const T* from, int count, bool aligned) {
+  Bits<T, kCount> bits = {};
+  if (aligned) {
+    TF_DEFORM_UNROLL
+    for (int i = 0; i < kCount / kLanes<T>; ++i) {
+      if (count > i * kLanes<T>) bits.part[i] = reinterpret_cast<const Bits16*>(from)[i];
+    }
+  } else {
+    const auto values = Load<kCount>(from, count, false);
+    memcpy(bits.part, &values, sizeof values);
+  }
+  return bits;
+}
+
 template <int kCount, typename T>
 TF_DEFORM_INLINE void Store(const Vector<T, kCount>& from, int count, bool aligned, T* to) {
   if (aligned && count >= kCount) {
@@ -122,7 +156,8 @@ struct Term {
 };
 
 // Copies rows of a matrix into a tile in shared memory, in pieces of 16 bytes without waiting for
-// them; what is beyond the valid rows and columns is 0. JoinCopies and a barrier must follow.
+// them; what is beyond the valid rows and columns is 0. aligned: a piece is valid as a whole or not
+// at all. JoinCopies and a barrier must follow.
 template <int kRows, int kColumns, int kPitch, typename T>
 __device__ inline void CopyTile(const T* from, int64_t stride, int64_t rows, int64_t columns,
                                 bool aligned, T (*to)[kPitch]) {
@@ -132,8 +167,9 @@ __device__ inline void CopyTile(const T* from, int64_t stride, int64_t rows, int
     const int column = piece % kPieces * kLanes<T>;
     const int64_t left = row < rows ? columns - column : 0;
     const T* source = from + row * stride + column;
-    if (aligned && left >= kLanes<T>) {
-      __pipeline_memcpy_async(&to[row][column], source, 16);
+    if (aligned) {
+      const bool there = left > 0;
+      __pipeline_memcpy_async(&to[row][column], there ? source : from, 16, there ? 0 : 16);
     } else {
       const int count = left > 0 ? static_cast<int>(left < kLanes<T> ? left : kLanes<T>) : 0;
       Store(Load<kLanes<T>>(source, count, false), kLanes<T>, true, &to[row][column]);
@@ -203,9 +239,10 @@ const char* Launch(void (*kernel)(Parameters...), int64_t blocks, void* stream,
 // Fills memory on the device with zeros.
 inline const char* Clear(void* memory, int64_t bytes, void* stream) {
   if (bytes == 0) return nullptr;
-  const cudaError_t error =
-      cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // as in Launch
+  return cudaGetErrorString(error);
 }
 
 }  // namespace tf_deform

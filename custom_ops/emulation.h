@@ -1,9 +1,10 @@
 // A GPU on the CPU, for the test of the CUDA kernels: as much of CUDA as they use.
 //
 // A block's threads are fibers. One runs until it waits at a barrier of its block or warp, forwards
-// through the threads in one round and backwards in the next, so that what is missing a barrier gives
-// wrong numbers. Shared memory has no useful contents at first, asynchronous copies happen when they
-// are waited for, and ThreadSanitizer takes each thread for one of its own: it reports races.
+// through the threads in one round and backwards in the next, so that what is missing a barrier
+// gives wrong numbers. Shared memory has no useful contents at first, asynchronous copies happen
+// when they are waited for, and ThreadSanitizer takes each thread for one of its own: it reports
+// races.
 
 #ifndef TF_DEFORM_EMULATION_H_
 #define TF_DEFORM_EMULATION_H_
@@ -45,7 +46,7 @@ enum class State { kRuns, kAtWarp, kAtBlock, kDone };
 struct Copy {
   void* to;
   const void* from;
-  size_t size;
+  size_t size, zeros;  // the zeros are the last of the bytes
 };
 
 struct Fiber {
@@ -53,7 +54,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state = State::kRuns;
   std::vector<Copy> copies;
-  void* seen = nullptr;      // by ThreadSanitizer
+  void* seen = nullptr;        // by ThreadSanitizer
   void* fake_stack = nullptr;  // of AddressSanitizer
 };
 
@@ -262,17 +263,21 @@ TF_DEFORM_UNSEEN T __shfl_xor_sync(unsigned, T value, int apart) {
   return other;
 }
 
-inline void __pipeline_memcpy_async(void* to, const void* from, size_t size) {
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t size, size_t zeros) {
   if (reinterpret_cast<uintptr_t>(to) % size || reinterpret_cast<uintptr_t>(from) % size) {
     std::puts("an asynchronous copy is not aligned");
     std::abort();
   }
-  tf_deform::emulation::Copies().push_back({to, from, size});
+  tf_deform::emulation::Copies().push_back({to, from, size, zeros});
 }
 inline void __pipeline_commit() {}
 inline void __pipeline_wait_prior(int) {
   auto& copies = tf_deform::emulation::Copies();
-  for (const auto& copy : copies) std::memcpy(copy.to, copy.from, copy.size);
+  for (const auto& copy : copies) {
+    const size_t read = copy.size - copy.zeros;
+    std::memcpy(copy.to, copy.from, read);
+    std::memset(static_cast<char*>(copy.to) + read, 0, copy.zeros);
+  }
   copies.clear();
 }
 
@@ -314,6 +319,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {  // to the nearest, half
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
 inline const char* cudaGetErrorString(cudaError_t) { return "none"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
   std::memset(memory, value, bytes);
   return cudaSuccess;

@@ -48,7 +48,7 @@ TF_DEFORM_INLINE T PixelsOf(Units units, T size) {
 template <typename T>
 TF_DEFORM_INLINE T InPixels(Units units, T coordinate, T size) {
   if (units == Units::kPixels) return coordinate;
-  if (units == Units::kCenters) return (coordinate + T(1)) * PixelsOf(units, size);
+  if (units == Units::kCenters) return RoundedProduct(coordinate + T(1), PixelsOf(units, size));
   return (RoundedProduct(coordinate + T(1), size) - T(1)) / T(2);
 }
 

@@ -150,6 +150,7 @@ class TensorProduct {
   }
 
   __device__ inline Vector<A, kPiece> Read(int i, int j, A* stage) const {
+    __syncwarp();
     wmma::store_matrix_sync(stage, sums_[i][j], kStagePitch, wmma::mem_row_major);
     __syncwarp();
     const auto piece = LoadOrZero<kPiece>(stage + PieceRow() * kStagePitch + PieceColumn(), true);

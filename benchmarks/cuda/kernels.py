@@ -98,6 +98,15 @@ def build(architecture):
     return library
 
 
+def build_emulated():
+    """Returns the path of a library that runs the kernels on the CPU, built with g++."""
+    library = ROOT / "build" / "cuda-emulated" / "tf_deform_kernels_cuda.so"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    options = ["-shared", "-fPIC", "-std=c++17", "-O1", "-x", "c++"]
+    subprocess.run(["g++", *options, SOURCES / "emulated_kernels.h", "-o", library], check=True)
+    return library
+
+
 def load(path):
     """Returns the table of the library's kernels, whether or not this machine can run them."""
     library = ctypes.CDLL(str(path))
@@ -106,7 +115,10 @@ def load(path):
 
 
 class Kernels:
-    """The kernels on PyTorch's tensors, which must be contiguous and lie on the current device."""
+    """The kernels on PyTorch's tensors, which must be contiguous and lie on the current device.
+
+    Emulated kernels take tensors on the CPU.
+    """
 
     def __init__(self, path, *, tensor_float=True):
         self.table = load(path)
@@ -117,9 +129,8 @@ class Kernels:
     def _run(self, name, dtype, sizes, *tensors):
         import torch
 
-        call = Call(
-            torch.cuda.current_stream().cuda_stream, TYPES[dtype], int(self.tensor_float), 0
-        )
+        stream = torch.cuda.current_stream().cuda_stream if tensors[0].is_cuda else None
+        call = Call(stream, TYPES[dtype], int(self.tensor_float), 0)
         pointers = [None if each is None else each.data_ptr() for each in tensors]
         assert all(each is None or each.is_contiguous() for each in tensors)
         if error := getattr(self.table, name)(ctypes.byref(call), ctypes.byref(sizes), *pointers):
