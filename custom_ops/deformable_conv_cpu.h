@@ -286,7 +286,6 @@ class Taps {
     Found cells;
     int64_t first, points, image;
     int64_t at[kRank];  // where the first point is in the output's image
-    int64_t ahead;      // see Prefetch
   };
 
   // Asks for what later rows of the output will need, of `width` channels from a channel of all
@@ -295,11 +294,18 @@ class Taps {
   template <typename Values>
   __attribute__((always_inline)) void Prefetch(const Chunk& chunk, const Values* values,
                                                int64_t width) const {
-    if (chunk.ahead < 0) return;
-    values += chunk.ahead;
-    for (int64_t pixel = 0; pixel < chunk.points * sizes_.strides[kLast]; ++pixel) {
-      for (int64_t c = 0; c < width; c += 64 / sizeof(Values)) __builtin_prefetch(values + c, 0, 2);
-      values += sizes_.channels;
+    if constexpr (kRank > 1) {
+      for (int64_t row = 0; row < std::min(sizes_.strides[kLast - 1], kRowsAhead); ++row) {
+        const int64_t begin = AheadOf(chunk, kRowsAhead + row);
+        if (begin < 0) return;
+        const Values* from = values + begin;
+        for (int64_t pixel = 0; pixel < chunk.points * sizes_.strides[kLast]; ++pixel) {
+          for (int64_t c = 0; c < width; c += 64 / sizeof(Values)) {
+            __builtin_prefetch(from + c, 0, 2);
+          }
+          from += sizes_.channels;
+        }
+      }
     }
   }
 
@@ -354,16 +360,15 @@ class Taps {
     return tap_[(tap + cell % taps) * kRank + axis] + moves;
   }
 
-  // Where in the inputs the pixels are that Prefetch asks for: kRowsAhead rows below those of the
-  // last taps, after an image's last row the next image's first one; -1 if they are not all there.
-  int64_t AheadOf(const Chunk& chunk) const {
-    if (kRank == 1) return -1;
+  // Where in the inputs the pixels are that Prefetch asks for, so many rows below those of the last
+  // taps, after an image's last row the next image's first one; -1 if they are not all there.
+  int64_t AheadOf(const Chunk& chunk, int64_t rows) const {
     int64_t offset = chunk.image * space_.elements;
     for (int axis = 0; axis < kRank; ++axis) {
       int64_t place = chunk.at[axis] * sizes_.strides[axis];
       if (axis < kLast) place += tap_[(plan_.taps - 1) * kRank + axis];
-      if (axis == kLast - 1) place += kRowsAhead;
-      if (place < 0 || place > space_.size[axis] + kRowsAhead) return -1;
+      if (axis == kLast - 1) place += rows;
+      if (place < 0 || place > space_.size[axis] + rows) return -1;
       offset += place * space_.stride[axis];
     }
     const int64_t pixels = chunk.points * sizes_.strides[kLast];
@@ -391,14 +396,13 @@ class Taps {
   void Advance(Chunk* chunk) const {
     chunk->first += chunk->points;
     chunk->at[kLast] += chunk->points;
-    for (int axis = kLast; chunk->at[axis] == sizes_.output[axis]; --axis) {
+    for (int axis = kLast; axis > 0 && chunk->at[axis] == sizes_.output[axis]; --axis) {
       chunk->at[axis] = 0;
-      if (axis == 0) {
-        ++chunk->image;
-        break;
-      }
       ++chunk->at[axis - 1];
     }
+    if (chunk->at[0] < sizes_.output[0]) return;
+    chunk->at[0] = 0;
+    ++chunk->image;
   }
 
   // Sets a chunk's points: as many of its row of the output as fit, at most `most`.
@@ -406,7 +410,6 @@ class Taps {
     const int64_t taps = pattern.taps, groups = sizes_.deformable_groups;
     const int64_t* at = chunk->at;
     chunk->points = std::min({Found::kSize / taps, most, sizes_.output[kLast] - at[kLast]});
-    chunk->ahead = AheadOf(*chunk);
     const int64_t cells = chunk->points * taps;
     const bool joined = groups == 1 && taps == plan_.taps;  // offsets, from point to point
     const int64_t run = joined ? cells : taps;

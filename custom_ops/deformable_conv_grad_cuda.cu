@@ -103,16 +103,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int four = 0; four < 1 << kRank; four += 4) {
         Bits<T, kPiece> bits[4];
         TF_DEFORM_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int64_t offset = corners.offset[four + i];
-          bits[i] = LoadBits<kPiece>(given.inputs + base + offset, offset < 0 ? 0 : left,
-                                     given.aligned_inputs);
+        for (int each = 0; each < 4; ++each) {
+          const int64_t offset = corners.offset[four + each];
+          bits[each] = LoadBits<kPiece>(given.inputs + base + offset, offset < 0 ? 0 : left,
+                                        given.aligned_inputs);
         }
         TF_DEFORM_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int corner = four + i;
+        for (int each = 0; each < 4; ++each) {
+          const int corner = four + each;
           if (corners.offset[corner] < 0) continue;
-          const auto values = bits[i].Values();
+          const auto values = bits[each].Values();
           Vector<A, kPiece> terms;
           TF_DEFORM_UNROLL
           for (int l = 0; l < kPiece; ++l) {

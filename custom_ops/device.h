@@ -89,6 +89,7 @@ struct alignas(16) Bits16 {
 // once, to have its numbers put together.
 template <typename T, int kCount>
 struct Bits {
+  static_assert(kCount % kLanes<T> == 0);
   TF_DEFORM_INLINE Vector<T, kCount> Values() const {
     Vector<T, kCount> values;
     memcpy(&values, part, sizeof values);

@@ -150,12 +150,10 @@ class TensorProduct {
   }
 
   __device__ inline Vector<A, kPiece> Read(int i, int j, A* stage) const {
-    __syncwarp();
+    __syncwarp();  // lanes may come from different ways, or still read the square before
     wmma::store_matrix_sync(stage, sums_[i][j], kStagePitch, wmma::mem_row_major);
     __syncwarp();
-    const auto piece = LoadOrZero<kPiece>(stage + PieceRow() * kStagePitch + PieceColumn(), true);
-    __syncwarp();
-    return piece;
+    return LoadOrZero<kPiece>(stage + PieceRow() * kStagePitch + PieceColumn(), true);
   }
 
  private:

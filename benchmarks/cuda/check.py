@@ -14,8 +14,9 @@ plain products in place of the tensor cores': what it tells is whether this scri
   deform_conv2d, cuDNN's plain convolution, torch's grid_sample, torchvision's roi_align, and the
   card's copy bandwidth.
 
-The table comes last; all figures are written to benchmarks/results/cuda.json. A check that fails
-does not stop the others: it is in the table, and the script ends with 1.
+The table comes last; all figures are written to benchmarks/results/cuda.json. A comparison that
+fails does not stop the others: it is in the table, as is what a sanitizer finds, and the script
+ends with 1.
 """
 
 import argparse
@@ -37,6 +38,9 @@ PRODUCTS = {**SUMS, "float16": 4e-3, "bfloat16": 3e-2}  # of what is rounded to 
 TENSOR_FLOAT = 2e-3  # of float32 products in TF32
 TORCHVISION = {"float32": 2e-3, "float16": 2e-2}  # whose positions are as narrow as its type
 SANITIZER_SECONDS = 150
+CLEAN = "clean"
+ABSENT = "compute-sanitizer is not installed"
+UNFINISHED = f"not finished after {SANITIZER_SECONDS} s"
 WARM_UP_SECONDS = 0.1
 SLEEP_CYCLES = 2_000_000  # of the card: about a millisecond
 HOSTILE = (math.nan, math.inf, -math.inf, 1e30, -1e30, 9.3e18, -1.0, 0.0, -0.0)
@@ -70,7 +74,8 @@ def main():
         library = ours.build_emulated()
     else:
         major, minor = torch.cuda.get_device_capability()
-        library = ours.build(options.architecture or f"{major}{minor}")
+        options.architecture = options.architecture or f"{major}{minor}"
+        library = ours.build(options.architecture)
     torch.manual_seed(options.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     worst, failures = check(library, options.rounds)
@@ -78,13 +83,22 @@ def main():
         print(json.dumps({"errors": worst, "failures": failures}, indent=2))
         sys.exit(1 if failures else 0)
     results = {"hardware": hardware(), "commit": commit(), "errors": worst, "failures": failures}
-    results["sanitizers"] = {tool: sanitize(tool) for tool in ("memcheck", "racecheck")}
+    write(results)
+    results["sanitizers"] = {tool: sanitize(tool, options) for tool in ("memcheck", "racecheck")}
+    for tool, said in results["sanitizers"].items():
+        if said not in (CLEAN, ABSENT, UNFINISHED):
+            failures[tool] = "see above"
+    write(results)
     results["copy"] = copy_bandwidth()
     results["times"] = time_all(library, results["copy"])
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    write(results)
     report(results)
     sys.exit(1 if failures else 0)
+
+
+def write(results):
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 # References
@@ -280,18 +294,30 @@ def offset_leaf(offset, leaves):
     return offset + (leaves[2] - leaves[2].detach()).nan_to_num().to(offset.dtype)
 
 
+def torchvision_ops():
+    """Returns torchvision.ops, or the reason why not."""
+    try:
+        from torchvision import ops
+    except (ImportError, RuntimeError) as error:  # the latter where it is for another PyTorch
+        return f"none: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return ops
+
+
 def check_torchvision(kernels, comparisons):
     """Compares the modulated convolution with torchvision's CUDA kernel."""
     import torch
-    from torchvision.ops import deform_conv2d
 
+    peer = torchvision_ops()
+    if isinstance(peer, str):
+        print(f"not compared with torchvision: {peer}")
+        return
     for dtype in (torch.float32, torch.float16):
         inputs, kernel, offset, mask = conv_inputs((2, 13, 11, 64, 48), dtype)
         wide = offset.to(dtype).float(), mask.to(dtype).float()  # torchvision's are narrow too
         found = kernels.conv(inputs, kernel, *wide, **GEOMETRY)
         first = [channels_first(each) for each in (inputs, offset.to(dtype), mask.to(dtype))]
         weight = kernel.permute(3, 2, 0, 1).contiguous()
-        expected = deform_conv2d(first[0], first[1], weight, padding=1, mask=first[2])
+        expected = peer.deform_conv2d(first[0], first[1], weight, padding=1, mask=first[2])
         name = ours.dtype_of(inputs)
         wanted = expected.permute(0, 2, 3, 1)
         comparisons.add(f"conv, torchvision, {name}", found, wanted, TORCHVISION[name])
@@ -311,38 +337,28 @@ def check(library, rounds):
                 check_conv(kernels, comparisons, dtype, step % 2 == 1, tensor_float)
             print(f"\rchecked {step + 1} of {rounds}, TF32 {tensor_float}", end="", file=sys.stderr)
         print(file=sys.stderr)
-    try:
-        check_torchvision(ours.Kernels(library), comparisons)
-    except (ImportError, RuntimeError) as error:  # the latter where it is for another PyTorch
-        print(f"not compared with torchvision: {first_line(error)}")
+    check_torchvision(ours.Kernels(library), comparisons)
     return comparisons.worst, comparisons.failures
 
 
-def first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def sanitize(tool):
-    """Returns what compute-sanitizer says of the checks: "clean", or its last lines."""
+def sanitize(tool, options):
+    """Returns what compute-sanitizer says of the checks: CLEAN, or its first lines."""
     program = shutil.which("compute-sanitizer")
     if program is None:
-        return "compute-sanitizer is not installed"
+        return ABSENT
+    command = ["timeout", "--kill-after=5", str(SANITIZER_SECONDS)]
     # Our kernels alone: PyTorch's own would take hours.
-    command = [program, "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=tf_deform"]
+    command += [program, "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=tf_deform"]
+    command += [sys.executable, __file__, "--checks-only", "--rounds", "4"]
+    command += ["--architecture", options.architecture, "--seed", str(options.seed)]
     # PyTorch's cache of memory would hide what is read beyond a tensor.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        run = subprocess.run(
-            [*command, sys.executable, __file__, "--checks-only", "--rounds", "4"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=SANITIZER_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"not finished after {SANITIZER_SECONDS} s"
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if run.returncode in (124, 137):
+        return UNFINISHED
     lines = (run.stdout + run.stderr).splitlines()
-    return "clean" if run.returncode == 0 else "\n".join(lines[-20:])
+    said = [line for line in lines if line.startswith("=========")] or lines[-20:]
+    return CLEAN if run.returncode == 0 else "\n".join(said[:20])
 
 
 # Times
@@ -375,15 +391,18 @@ def median_time(calls, repeats=40):
         for call in calls:
             call()
         torch.cuda.synchronize()
-    events = []
+    events, late = [], 0
     for step in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(SLEEP_CYCLES)
         begin.record()
         calls[step % len(calls)]()
         end.record()
+        late += begin.query()  # the card woke up before all was queued
         events.append((begin, end))
     torch.cuda.synchronize()
+    if late > repeats // 4:
+        print(f"{late} of {repeats} calls were queued too late: Python's time is in theirs")
     return sorted(begin.elapsed_time(end) for begin, end in events)[repeats // 2]
 
 
@@ -442,26 +461,20 @@ def time_conv(kernels, name, dtype):
     def plain(inputs, weight):
         return conv2d(inputs, weight, padding=1)
 
+    peers = {"ours": make_ours, "cuDNN": lambda training: make_peer(plain, training)}
+    peer = torchvision_ops()
+    if not isinstance(peer, str) and dtype != torch.bfloat16:  # which torchvision has not
+
+        def theirs(inputs, weight, offset, mask):
+            return peer.deform_conv2d(inputs, offset, weight, padding=1, mask=mask)
+
+        peers["torchvision"] = lambda training: make_peer(theirs, training)
     found = {}
     for training in (False, True):
-        what = "training" if training else "forward"
-        for peer, make in (
-            ("ours", make_ours),
-            ("cuDNN", lambda training: make_peer(plain, training)),
-            ("torchvision", lambda training: make_peer(torchvision_conv, training)),
-        ):
-            try:
-                calls = rotated(lambda: make(training), bytes_of_one)  # noqa: B023
-                found[f"{what}, {peer}"] = median_time(calls)
-            except (ImportError, RuntimeError) as error:  # torchvision has no bfloat16
-                found[f"{what}, {peer}"] = f"none: {first_line(error)}"
+        for who, make in peers.items():
+            calls = rotated(lambda: make(training), bytes_of_one)  # noqa: B023
+            found[f"{'training' if training else 'forward'}, {who}"] = median_time(calls)
     return found
-
-
-def torchvision_conv(inputs, weight, offset, mask):
-    from torchvision.ops import deform_conv2d
-
-    return deform_conv2d(inputs, offset, weight, padding=1, mask=mask)
 
 
 def time_transformer(kernels, copy):
@@ -502,14 +515,13 @@ def time_roi_align(kernels, copy):
     out = rois * 49 * channels * 4
     found = {"ours": median_time([lambda: kernels.sample(values, points, weights, index)])}
     found["share of copy"] = (out + values.numel() * 4) / found["ours"] / 1e6 / copy
-    try:
-        from torchvision.ops import roi_align
-    except (ImportError, RuntimeError) as error:
-        return {**found, "torchvision": f"none: {first_line(error)}"}
+    peer = torchvision_ops()
+    if isinstance(peer, str):
+        return {**found, "torchvision": peer}
     boxes = torch.cat((index[:, None], corner.flip(-1), (corner + extent).flip(-1)), -1).float()
     first = channels_first(values)
     options = {"output_size": 7, "sampling_ratio": 2, "aligned": True}
-    found["torchvision"] = median_time([lambda: roi_align(first, boxes, **options)])
+    found["torchvision"] = median_time([lambda: peer.roi_align(first, boxes, **options)])
     return found
 
 
