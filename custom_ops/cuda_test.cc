@@ -131,10 +131,9 @@ void Close(const char* what, const std::vector<T>& actual, const std::vector<T>&
   std::printf("FAILED: %s, error %g of %g\n", what, worst, largest);
 }
 
-// Of sums of up to thousands of terms, in any order.
 template <typename T>
 double SumError() {
-  return sizeof(Wide<T>) == 8 ? 1e-12 : 5e-5;
+  return sizeof(Wide<T>) == 8 ? 1e-12 : 1e-5;
 }
 
 // Of sums whose terms are rounded to T.
@@ -208,7 +207,8 @@ void TestSample(bool hostile) {
                                 gpu_weights.get_or_null(), index_or_null, gpu_upstream.get(),
                                 gpu_to_points.get(), gpu_to_weights.get_or_null()));
   Close("sample", gpu_out.values(), out, SumError<T>());
-  Close("sample, gradient to values", gpu_to_values.values(), to_values, SumError<T>());
+  // Sums of up to thousands of terms, in another order.
+  Close("sample, gradient to values", gpu_to_values.values(), to_values, 5 * SumError<T>());
   Close("sample, gradient to points", gpu_to_points.values(), to_points, SumError<T>());
   Close("sample, gradient to weights", gpu_to_weights.values(), to_weights, SumError<T>());
 }

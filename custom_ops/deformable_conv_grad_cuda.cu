@@ -19,10 +19,9 @@ constexpr int64_t kLeastSteps = 16;      // for which a slice of the points is w
 template <typename T>
 struct Given {
   const T *inputs, *kernel;
-  const Wide<T>*offset, *mask;
+  const Wide<T> *offset, *mask;
   const T* gradient;
-  bool aligned_inputs,
-      aligned_filters;  // so that 16 bytes of channels, or of filters, can be moved
+  bool aligned_inputs, aligned_filters;  // so that 16 bytes of channels, or filters, can be moved
 };
 
 template <typename T>

@@ -33,7 +33,8 @@ from pathlib import Path
 import kernels as ours
 
 RESULTS = Path(__file__).parents[1] / "results" / "cuda.json"
-SUMS = {"float32": 5e-5, "float64": 1e-11, "float16": 5e-5, "bfloat16": 5e-5}
+SUMS = {"float32": 2e-5, "float64": 1e-11, "float16": 2e-5, "bfloat16": 2e-5}
+LONG = 3  # times as much for sums of up to thousands of terms
 PRODUCTS = {**SUMS, "float16": 4e-3, "bfloat16": 3e-2}  # of what is rounded to the type
 TENSOR_FLOAT = 2e-3  # of float32 products in TF32
 TORCHVISION = {"float32": 2e-3, "float16": 2e-2}  # whose positions are as narrow as its type
@@ -87,7 +88,7 @@ def main():
     results["sanitizers"] = {tool: sanitize(tool, options) for tool in ("memcheck", "racecheck")}
     for tool, said in results["sanitizers"].items():
         if said not in (CLEAN, ABSENT, UNFINISHED):
-            failures[tool] = "see above"
+            failures[tool] = "not clean"
     write(results)
     results["copy"] = copy_bandwidth()
     results["times"] = time_all(library, results["copy"])
@@ -250,7 +251,8 @@ def check_sample(kernels, comparisons, dtype, hostile):
     found = kernels.sample_gradients(values, points, weights, index, upstream)
     derived = derive(expected, leaves, upstream)
     for what, each, wanted in zip(("values", "points", "weights"), found, derived, strict=True):
-        comparisons.add(f"sample, gradient to {what}, {name}", each, wanted, SUMS[name])
+        tolerance = SUMS[name] * (LONG if what == "values" else 1)
+        comparisons.add(f"sample, gradient to {what}, {name}", each, wanted, tolerance)
 
 
 def check_conv(kernels, comparisons, dtype, hostile, tensor_float):
@@ -565,7 +567,7 @@ def commit():
 
 
 def report(results):
-    print(f"{len(results['errors'])} comparisons, {len(results['failures'])} failed")
+    print(f"{len(results['errors'])} comparisons, {len(results['failures'])} failures")
     for name, said in results["failures"].items():
         print(f"    {name}: {said}")
     for tool, said in results["sanitizers"].items():
