@@ -60,7 +60,7 @@ sanitize-cuda: ops ## run the CUDA kernels on the CPU, with AddressSanitizer and
 	@echo "==> Building build/sanitize-cuda (a minute)"
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/sanitize-cuda >/dev/null
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize-cuda --target cuda_tests
-	@kernels=$$($(RUN) -c 'from tf_deform import compiled; print(compiled.library_path().parent)'); \
+	@kernels=$$($(RUN) -c 'from tf_deform.compiled import location; print(location.library_path().parent)'); \
 		for sanitizer in address thread; do \
 			build/sanitize-cuda/cuda_test_$$sanitizer $$kernels/tf_deform_kernels_baseline.so 6 || exit 1; \
 		done

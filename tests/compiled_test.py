@@ -10,7 +10,8 @@ import tensorflow as tf
 
 import tf_deform as tfd
 from conftest import TOLERANCE, fractional, gradients, relative_error, run_converted
-from tf_deform import compiled, ops
+from tf_deform import ops
+from tf_deform.compiled import loading, location
 
 DTYPES = ("float32", "float64")
 
@@ -159,7 +160,7 @@ def test_a_saved_grid_is_no_matrix_product_which_a_gpu_would_round(tmp_path):
 
 
 def raw_sample(**changed):
-    library, _ = compiled._load()
+    library = loading.load().library
     given = {
         "values": tf.ones([2, 4, 3, 6]),
         "points": tf.ones([3, 2, 2, 1, 2]),
@@ -170,7 +171,7 @@ def raw_sample(**changed):
 
 
 def raw_convolution(**changed):
-    library, _ = compiled._load()
+    library = loading.load().library
     given = {
         "inputs": tf.ones([2, 5, 4, 6]),
         "kernel": tf.ones([3, 3, 3, 4]),
@@ -420,7 +421,8 @@ def test_results_are_the_same_bits_for_any_number_of_threads():
 
 
 def test_the_library_in_the_cache_is_named_after_tensorflow_and_the_sources(monkeypatch, tmp_path):
-    path = compiled.library_path()
-    assert tf.__version__ in path.parent.name
-    monkeypatch.setattr(compiled, "SOURCES", tmp_path)
-    assert compiled.library_path().parent != path.parent
+    path_of_now = location.library_path.__wrapped__
+    assert tf.__version__ in path_of_now().parent.name
+    before = path_of_now().parent
+    monkeypatch.setattr(location, "SOURCES", tmp_path)
+    assert path_of_now().parent != before

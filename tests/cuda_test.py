@@ -17,15 +17,16 @@ import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
 from tf_deform import __main__ as commands
 from tf_deform import compiled, ops
+from tf_deform.compiled import choice, loading, location
 from xla_test import attention, convolution, with_gradients
 
 
 def test_the_kernels_equal_those_of_the_cpu_where_a_gpu_is_emulated(tmp_path):
     program = tmp_path / "cuda_test"
     options = ["-std=c++17", "-w", "-fsanitize=address"]
-    source = compiled.SOURCES / "cuda_test.cc"
+    source = location.SOURCES / "cuda_test.cc"
     subprocess.run(["c++", *options, source, "-o", program, "-ldl"], check=True)
-    kernels = compiled.library_path().with_name("tf_deform_kernels_baseline.so")
+    kernels = location.library_path().with_name("tf_deform_kernels_baseline.so")
     run = subprocess.run([program, kernels, "3"], capture_output=True, text=True)
     assert run.stdout.endswith("3 rounds, 0 failures\n"), run.stdout + run.stderr
 
@@ -51,10 +52,10 @@ def test_beside_a_gpu_the_library_is_used_and_compiled_by_xla_only_with_kernels_
 ):
     texts = {"TfDeformCudaError": cuda, "TfDeformXlaError": "", "TfDeformXlaGpuError": xla}
     assert compiled.compiled_status().available  # loaded before its texts are replaced
-    monkeypatch.setattr(compiled, "_text", texts.get)
-    monkeypatch.setattr(compiled.tf.config, "list_physical_devices", lambda kind: [f"a {kind}"])
+    monkeypatch.setattr(loading, "said_by", texts.get)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"a {kind}"])
     status = compiled.compiled_status()
-    assert compiled._auto_is_compiled.__wrapped__() == (not cuda)
+    assert choice.auto_is_compiled.__wrapped__() == (not cuda)
     assert status.devices == (("CPU",) if cuda else ("CPU", "GPU"))
     assert cuda in status.reason
     assert ('"auto" is portable' in status.reason) == bool(cuda)
@@ -65,10 +66,10 @@ def test_beside_a_gpu_the_library_is_used_and_compiled_by_xla_only_with_kernels_
 
 
 def test_what_xla_compiles_for_a_gpu_is_right_where_a_gpu_is_emulated(tmp_path):
-    library = compiled.library_path().parent
+    library = location.library_path().parent
     folder = shutil.copytree(library, tmp_path / "tf_deform" / library.name)
     include, libraries = tf.sysconfig.get_include(), tf.sysconfig.get_lib()
-    source, made = compiled.SOURCES / "cuda_xla_test.cc", folder / "tf_deform_kernels_cuda.so"
+    source, made = location.SOURCES / "cuda_xla_test.cc", folder / "tf_deform_kernels_cuda.so"
     options = ["-std=c++17", "-w", "-fPIC", "-shared", "-isystem", include]
     linked = [f"-L{libraries}", "-l:libtensorflow_framework.so.2"]
     subprocess.run(["c++", *options, source, "-o", made, *linked], check=True)
@@ -86,8 +87,8 @@ def check_on_an_emulated_gpu():
     """Prints "right" if XLA's programs for a GPU are, on the CPU: what the test above starts."""
     tfd.set_implementation("compiled")
     assert compiled.compiled_status() == (True, ("CPU", "GPU"), "")
-    operators = ctypes.CDLL(str(compiled.library_path()))
-    emulation = ctypes.CDLL(str(compiled.library_path().with_name("tf_deform_kernels_cuda.so")))
+    operators = ctypes.CDLL(str(location.library_path()))
+    emulation = ctypes.CDLL(str(location.library_path().with_name("tf_deform_kernels_cuda.so")))
     operators.TfDeformXlaGpuHandler.restype = ctypes.c_void_p
     assert emulation.Emulate(ctypes.c_void_p(operators.TfDeformXlaGpuHandler()))
     rng = np.random.default_rng(0)

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error, run_litert
-from tf_deform import compiled, export
+from tf_deform import export
+from tf_deform.compiled import loading
 
 CHANNELS = 6
 
@@ -282,7 +283,7 @@ def test_a_folder_in_use_is_not_written_to(tmp_path):
 
 def test_the_compiled_implementation_says_why_it_cannot_be_used(tmp_path, monkeypatch):
     model = two_inputs()
-    monkeypatch.setattr(compiled, "_load", lambda: (None, "no such file"))
+    monkeypatch.setattr(loading, "load", lambda: loading.Loaded(reason="no such file"))
     with pytest.raises(RuntimeError, match="cannot be used: no such file"):
         tfd.export_saved_model(model, tmp_path / "1", implementation="compiled")
 

@@ -10,13 +10,13 @@ import keras
 import pytest
 
 import tf_deform as tfd
-from tf_deform import compiled
+from tf_deform.compiled import loading, switch
 
 ROOT = pathlib.Path(tfd.__file__).parents[1]
 
 
 def chosen():
-    return compiled._implementation
+    return switch.asked()
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def import_in_a_new_process(**environment):
 
 
 def test_the_default_is_auto():
-    assert runpy.run_path(compiled.__file__)["_implementation"] == "auto"
+    assert runpy.run_path(switch.__file__)["asked"]() == "auto"
 
 
 @pytest.mark.parametrize("name", ("portable", "auto"))
@@ -81,7 +81,7 @@ def test_compiled_status_says_why_the_library_cannot_be_used():
 
 
 def test_the_compiled_implementation_is_refused_where_the_library_cannot_be_used(monkeypatch):
-    monkeypatch.setattr(compiled, "_load", lambda: (None, "no such file"))
+    monkeypatch.setattr(loading, "load", lambda: loading.Loaded(reason="no such file"))
     for choose in (tfd.set_implementation, tfd.use_implementation):
         with pytest.raises(RuntimeError, match=r"compiled .* cannot be used: no such file"):
             choose("compiled").__enter__()
@@ -89,14 +89,14 @@ def test_the_compiled_implementation_is_refused_where_the_library_cannot_be_used
 
 
 def test_the_compiled_implementation_is_chosen_where_the_library_can_be_used(monkeypatch):
-    monkeypatch.setattr(compiled, "_load", lambda: ("a library", ""))
+    monkeypatch.setattr(loading, "load", lambda: loading.Loaded("a library"))
     with tfd.use_implementation("compiled"):
         assert chosen() == "compiled"
 
 
 def test_the_environment_chooses_at_import(monkeypatch):
     monkeypatch.setenv("TF_DEFORM_IMPLEMENTATION", "portable")
-    assert runpy.run_path(compiled.__file__)["_implementation"] == "portable"
+    assert runpy.run_path(switch.__file__)["asked"]() == "portable"
 
 
 def test_an_unknown_implementation_in_the_environment_is_an_error_that_names_the_variable():

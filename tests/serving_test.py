@@ -17,11 +17,11 @@ import tensorflow as tf
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
 from export_test import FAMILIES, SIZES, arguments_of, call
-from tf_deform import compiled
+from tf_deform.compiled import location
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = ROOT / "custom_ops" / "serving"
-OP_LIBRARY = f"--op_library={compiled.library_path()}"
+OP_LIBRARY = f"--op_library={location.library_path()}"
 REQUESTS = 2000  # `make soak` sends 160,000
 
 

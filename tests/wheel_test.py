@@ -9,8 +9,8 @@ import pytest
 
 STATE = """
 import tf_deform as tfd
-from tf_deform import compiled
-print(tfd.__file__, compiled.library_path(), *tfd.compiled_status(), sep="\\n")
+from tf_deform.compiled import location
+print(tfd.__file__, location.library_path(), *tfd.compiled_status(), sep="\\n")
 print(float(tfd.ops.sample([[[1.0], [3.0]]], [[[0.25]]])[0, 0, 0]))
 """
 

@@ -14,6 +14,7 @@ from tensorflow.python.framework.kernels import get_all_registered_kernels
 import tf_deform as tfd
 from conftest import TOLERANCE, fractional, gradients, relative_error
 from tf_deform import compiled, ops
+from tf_deform.compiled import choice, loading
 
 TARGET = 'custom_call_target="tf_deform"'
 
@@ -93,7 +94,7 @@ def test_a_gpu_is_given_the_padding_with_the_program_and_a_cpu_with_the_argument
 
 def test_a_padding_that_data_decide_is_refused_for_a_gpu_alone():
     image, kernel, offset = tf.ones([1, 5, 1]), tf.ones([3, 1, 1]), tf.zeros([1, 5, 3])
-    library, _ = compiled._load()
+    library = loading.load().library
 
     @functools.partial(tf.function, jit_compile=True)
     def call(before):
@@ -189,7 +190,7 @@ def test_a_saved_function_that_xla_compiles_holds_the_custom_op(tmp_path, rng):
         jit_compile=True,
         input_signature=[tf.TensorSpec(inputs.shape)],
     )
-    with compiled.saved_with("compiled"):
+    with compiled.traced_with("compiled"):
         tf.saved_model.save(module, tmp_path)
     loaded = tf.saved_model.load(tmp_path)
     assert b"TfDeform>DeformableConv" in (tmp_path / "saved_model.pb").read_bytes()
@@ -226,7 +227,7 @@ def test_automatic_clusters_take_the_compiled_ops_in():
 
 def test_a_layer_that_xla_cannot_compile_says_so(monkeypatch):
     assert tfd.layers.GridSample().supports_jit
-    monkeypatch.setattr(compiled, "why_not_xla", lambda: "no kernels for it")
+    monkeypatch.setattr(loading, "why_not_xla", lambda: "no kernels for it")
     assert tfd.compiled_status().reason == "no kernels for it"
     layers = [tfd.layers.GridSample(), tfd.layers.DeformableConv2D(2, 3), tfd.layers.RoIAlign(2)]
     assert not any(layer.supports_jit for layer in layers)
@@ -239,9 +240,9 @@ def test_a_layer_that_xla_cannot_compile_says_so(monkeypatch):
 
 @pytest.fixture
 def _asked_anew():
-    compiled._auto_is_compiled.cache_clear()
+    choice.auto_is_compiled.cache_clear()
     yield
-    compiled._auto_is_compiled.cache_clear()
+    choice.auto_is_compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("_asked_anew")
@@ -255,6 +256,7 @@ def test_auto_moves_no_work_off_a_gpu(monkeypatch):
 
 @pytest.mark.usefixtures("_asked_anew")
 def test_auto_warns_of_a_library_that_does_not_load(monkeypatch):
-    monkeypatch.setattr(compiled, "_load", lambda: (None, "it does not load"))
+    broken = loading.Loaded(reason="it does not load", broken=True)
+    monkeypatch.setattr(loading, "load", lambda: broken)
     with tfd.use_implementation("auto"), pytest.warns(UserWarning, match="it does not load"):
         assert not compiled.chosen()

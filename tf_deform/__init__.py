@@ -1,8 +1,11 @@
 """Deformable convolution, RoI pooling and spatial transformers as Keras layers on TensorFlow."""
 
+from tf_deform import startup
+
 try:
-    import keras
-    import tensorflow  # noqa: F401
+    with startup.quiet():
+        import keras
+        import tensorflow  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"tf_deform needs TensorFlow, and Keras 3 on it (KERAS_BACKEND=tensorflow): {error}"

@@ -1,13 +1,13 @@
 """Exporting models to servers that need not know of tf_deform."""
 
 import importlib
-import os
 
 import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tf_deform.compiled import saved_with
+from tf_deform.compiled import traced_with
+from tf_deform.files import new_folder
 
 _CUSTOM = "TfDeform>"
 
@@ -29,7 +29,8 @@ def export_saved_model(
     `inputs_1`...; outputs have those of the layers that return them, or their keys where the model
     returns a dictionary. The number of images is free, and so is each size that is None in the
     model. The folder appears under its name when it is complete, so that a server that watches
-    the folder above never sees half a model.
+    the folder above never sees half a model. Until then it is beside `path`, as `<path>.partial-`
+    and a random number. Of several exports to one path, one wins.
 
     With `image_size` there is a second signature, `serve_image_bytes`, from `image_bytes`, strings
     `[batch]`, each a PNG, JPEG, BMP or GIF file (its first frame), to the same outputs. It converts
@@ -58,8 +59,9 @@ def export_saved_model(
     Raises:
         ValueError: an unknown implementation, a model that has no known inputs and no
             `input_signature`, one that cannot take images of `image_size`, `warmup` that does not
-            fit the inputs.
-        FileExistsError: there is something at `path`.
+            fit the inputs, an empty path.
+        FileExistsError: there is something at `path`: a file, a link or a folder with something in
+            it. It is as it was.
         ImportError: `warmup`, and tensorflow-serving-api is not installed.
         RuntimeError: "compiled", and the compiled library cannot be used; or the portable model
             holds custom ops nevertheless.
@@ -78,12 +80,9 @@ def export_saved_model(
         raise ValueError(
             f"implementation must be 'portable' or 'compiled', received {implementation!r}"
         )
-    path = os.fspath(path).rstrip("/")
-    if tf.io.gfile.exists(path) and tf.io.gfile.listdir(path):
-        raise FileExistsError(f"path must be a folder not there yet or empty, received {path!r}")
     inputs = input_specs(model, input_signature)
     requests = [] if warmup is None else [("serving_default", _named_values(warmup, inputs))]
-    with saved_with(implementation):
+    with new_folder(path) as partial, traced_with(implementation):
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", server_of(model), [inputs])
@@ -96,15 +95,6 @@ def export_saved_model(
                 black = tf.zeros([*image_size, images.shape[-1]], tf.uint8)
                 encoded = {"image_bytes": tf.io.encode_png(black)[None]}
                 requests.append(("serve_image_bytes", encoded))
-        _write(archive, path, requests, implementation)
-
-
-def _write(archive, path, requests, implementation):
-    """Writes the SavedModel beside `path`, checks it and moves it there."""
-    partial = f"{path}.partial"
-    if tf.io.gfile.exists(partial):
-        tf.io.gfile.rmtree(partial)
-    try:
         if requests:
             _write_requests(f"{partial}/assets.extra", requests)
         archive.write_out(partial, verbose=False)
@@ -114,10 +104,6 @@ def _write(archive, path, requests, implementation):
                 f"The model must hold TensorFlow ops only, received {', '.join(custom)}: trace its "
                 'functions anew under tfd.use_implementation("portable").'
             )
-        tf.io.gfile.rename(partial, path, overwrite=True)
-    finally:
-        if tf.io.gfile.exists(partial):
-            tf.io.gfile.rmtree(partial)
 
 
 def input_specs(model, signature):

@@ -2,17 +2,19 @@
 
 import importlib
 import logging
-import os
+import threading
 
 import numpy as np
 import tensorflow as tf
 
 from tf_deform import onnx_ops
-from tf_deform.compiled import use_implementation
+from tf_deform.compiled import traced_with
 from tf_deform.export import input_specs, server_of
+from tf_deform.files import replaced_file
 
 _WRITTEN = 18  # the newest opset that tf2onnx writes
 _OPSET, _IR = 20, 9  # DeformConv is there since 19, GridSample in 3-D since 20
+_one_at_a_time = threading.Lock()  # tf2onnx keeps what it does in global variables
 
 
 def export_onnx(model, path, *, input_signature=None):
@@ -29,14 +31,18 @@ def export_onnx(model, path, *, input_signature=None):
 
     Args:
         model: Keras model, built.
-        path: file to write; one that is there is replaced.
+        path: file to write; one that is there is replaced when the new one is complete.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
 
     Raises:
         ImportError: tf2onnx or onnx is not installed.
         ValueError: a model that has no known inputs and no `input_signature`, that holds ops that
-            cannot be written in ONNX, or that keeps constants as tensors; nothing is written.
+            cannot be written in ONNX, or that keeps constants as tensors; an empty path.
+        FileExistsError: there is something else than a file at `path`.
+        FileNotFoundError: there is no folder to put the file in.
+
+    After an error nothing is written, and a file that was there is as it was.
 
     Example:
         >>> import onnx, os, tempfile
@@ -49,6 +55,15 @@ def export_onnx(model, path, *, input_signature=None):
     """
     tf2onnx, onnx = _packages()
     inputs = input_specs(model, input_signature)
+    with replaced_file(path) as partial:
+        exported = _converted(model, inputs, tf2onnx)
+        _check(exported, tf.nest.flatten(inputs), onnx)
+        with tf.io.gfile.GFile(partial, "wb") as file:
+            file.write(exported.SerializeToString())
+
+
+def _converted(model, inputs, tf2onnx):
+    """Returns the model in ONNX, its outputs in the model's order."""
     serve = server_of(model)
     names: list[str] = []
 
@@ -58,7 +73,7 @@ def export_onnx(model, path, *, input_signature=None):
         names[:] = outputs
         return outputs
 
-    with use_implementation("portable"):
+    with _one_at_a_time, traced_with("portable"):
         exported, _ = tf2onnx.convert.from_function(
             tf.function(traced, autograph=False),
             tf.nest.flatten(inputs),
@@ -67,9 +82,7 @@ def export_onnx(model, path, *, input_signature=None):
         )
     exported.graph.output.sort(key=lambda output: names.index(output.name))
     _raise_opset(exported)
-    _check(exported, tf.nest.flatten(inputs), onnx)
-    with tf.io.gfile.GFile(os.fspath(path), "wb") as file:
-        file.write(exported.SerializeToString())
+    return exported
 
 
 def _packages():

@@ -1,0 +1,168 @@
+"""Which implementation runs: what was asked for, and whether the compiled library can be used."""
+
+import contextlib
+import warnings
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_deform.compiled import loading, location, switch
+
+try:
+    from tensorflow.python.saved_model.save_context import in_save_context
+except ImportError:  # it is private: without it, models are saved as they were traced
+
+    def in_save_context():
+        """Returns False: nobody knows."""
+        return False
+
+
+class CompiledStatus(NamedTuple):
+    """Whether the compiled library can be used, on which kinds of device, and what to know of it.
+
+    `reason` says why it cannot be used, or what it cannot do, and is "" otherwise.
+    """
+
+    available: bool
+    devices: tuple[str, ...]
+    reason: str
+
+
+def compiled_status():
+    """Returns the state of the compiled library: (available, devices, reason).
+
+    Example:
+        >>> compiled_status().devices in ((), ("CPU",), ("CPU", "GPU"))
+        True
+    """
+    library, reason, _ = loading.load()
+    if library is None:
+        return CompiledStatus(available=False, devices=(), reason=reason)
+    reasons = [loading.why_not_xla(), _gpu_is_idle()]
+    devices = ("CPU",) if loading.said_by("TfDeformCudaError") else ("CPU", "GPU")
+    return CompiledStatus(available=True, devices=devices, reason="; ".join(filter(None, reasons)))
+
+
+def set_implementation(name):
+    """Chooses the implementation for the whole process, for functions traced from then on.
+
+    The last word counts: inside a block of `use_implementation` as well, and it lasts when the
+    block is left. A `tf.function` or Keras model traced earlier keeps the implementation it was
+    traced with. The environment variable TF_DEFORM_IMPLEMENTATION sets it at import.
+
+    Args:
+        name: "auto" (compiled wherever it can run, which is where the library is built and either
+            TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
+            (TensorFlow ops only) or
+            "compiled" (the compiled library, or an error). What is saved as a SavedModel is
+            portable, unless `export_saved_model` is asked for "compiled".
+
+    The gradients of the CUDA kernels add in no fixed order: they fail where TensorFlow is told to
+    be deterministic, by `tf.config.experimental.enable_op_determinism`. The CPU's never do.
+
+    Raises:
+        ValueError: the name is none of these.
+        RuntimeError: "compiled", and the library cannot be used; the message says why.
+
+    Example:
+        >>> set_implementation("portable")
+        >>> set_implementation("auto")
+    """
+    check(name)
+    switch.set_lasting(name)
+
+
+@contextlib.contextmanager
+def use_implementation(name):
+    """Returns a context manager that chooses the implementation until it is left.
+
+    It is process-wide as `set_implementation` is, so that threads of tf.distribute see it. Where
+    blocks of several threads overlap, the one entered last counts, and when all are left the
+    process is where it was.
+
+    Args:
+        name: as in `set_implementation`.
+
+    Raises:
+        ValueError, RuntimeError: as `set_implementation`.
+
+    Example:
+        >>> with use_implementation("portable"):
+        ...     pooled = tf.zeros([])  # whatever is traced here holds TensorFlow ops only
+    """
+    check(name)
+    with switch.lent(name):
+        yield
+
+
+@contextlib.contextmanager
+def traced_with(name):
+    """Returns a context manager in which this thread traces and saves "portable" or "compiled".
+
+    Whatever the process is asked for, and other threads do meanwhile: exports use it.
+
+    Raises:
+        ValueError, RuntimeError: as `set_implementation`.
+    """
+    check(name)
+    with switch.in_this_thread(name):
+        yield
+
+
+def check(name):
+    """Raises what `set_implementation` does."""
+    switch.check_name(name)
+    if name == "compiled":
+        library, reason, _ = loading.load()
+        if library is None:
+            raise RuntimeError(f"The compiled implementation cannot be used: {reason}.")
+
+
+def chosen():
+    """Returns whether what is traced now is to call the compiled functions.
+
+    Not while a model is being saved, when TensorFlow traces anew, but in `traced_with`: saved
+    models are portable. Nor in a second derivative.
+
+    Raises:
+        RuntimeError: the environment asks for "compiled", and the library cannot be used.
+    """
+    own = switch.asked_by_this_thread()
+    if own is not None:
+        return own == "compiled"
+    return not in_save_context() and _is_used()
+
+
+def stays_on_cpu():
+    """Returns whether what is traced now is compiled and stays on a CPU: what is saved may not."""
+    saved = in_save_context() or switch.asked_by_this_thread() is not None
+    return chosen() and not saved and not tf.config.list_physical_devices("GPU")
+
+
+def supports_jit():
+    """Returns whether XLA can compile what `chosen` chooses."""
+    return not (_is_used() and loading.why_not_xla())
+
+
+def _is_used():
+    name = switch.asked()
+    if name == "compiled":
+        check(name)
+    return name == "compiled" or (name == "auto" and auto_is_compiled())
+
+
+@location.once
+def auto_is_compiled():
+    """Returns whether "auto" means "compiled"; warns of a library that should work and does not."""
+    library, reason, broken = loading.load()
+    if broken:
+        warnings.warn(f"tf_deform runs its portable implementation: {reason}.", stacklevel=2)
+    return library is not None and not _gpu_is_idle()
+
+
+def _gpu_is_idle():
+    """Returns why "auto" must not use the library, whose kernels would leave a GPU idle, or ""."""
+    error = loading.said_by("TfDeformCudaError")
+    if error and tf.config.list_physical_devices("GPU"):
+        return f'a GPU is listed, for which {error}, so "auto" is portable'
+    return ""

@@ -1,0 +1,113 @@
+"""Where the compiled library is, and whether it is the one that was built, whole.
+
+Beside the library lies a record of the size and SHA-256 of each of its files. Nothing is loaded
+that does not fit it: a truncated library would end the process at its first op.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import threading
+
+import tensorflow as tf
+
+SOURCES = pathlib.Path(__file__).parents[2] / "custom_ops"
+PACKAGED = pathlib.Path(__file__).parents[1] / "library"  # in a wheel that holds the library
+RECORD = "record.json"
+
+
+def once(function):
+    """Returns the function without arguments, called once, by whichever thread is first."""
+    lock = threading.RLock()
+    kept = functools.cache(function)
+
+    @functools.wraps(function)
+    def call():
+        with lock:
+            return kept()
+
+    call.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return call
+
+
+@once
+def library_path():
+    """Returns where the library for this TensorFlow and these sources is, or would be built.
+
+    That is in the package if it came with one. What is built is kept in the user's cache: the
+    package's folder may be read-only, and environments with different versions of TensorFlow may
+    share it through a checkout. Sources that are edited later count in the next process.
+
+    Raises:
+        OSError: there is no home folder to keep a cache in, or the sources cannot be read.
+    """
+    name = f"tf_deform_ops_{minor()}.so"
+    if (PACKAGED / name).exists():
+        return PACKAGED / name
+    return _cache() / f"tensorflow-{tf.__version__}-{_digest_of_sources()}" / name
+
+
+def built_for():
+    """Returns the versions of TensorFlow that there are libraries for, in the cache or package."""
+    others = {each.name.split("-")[1] for each in _cache().glob("tensorflow-*")}
+    return sorted(others | {each.stem.split("_")[-1] for each in PACKAGED.glob("*_ops_*.so")})
+
+
+def minor():
+    """Returns the minor version of TensorFlow, such as "2.21"."""
+    return ".".join(tf.__version__.split(".")[:2])
+
+
+def write_record(folder):
+    """Writes the record of the libraries in a folder, which nothing may change from then on."""
+    record = {path.name: _fingerprint(path) for path in sorted(folder.glob("*.so"))}
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
+
+
+def fault_of(path):
+    """Returns in what way the library at `path` is not the one that was built, or "".
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        record = json.loads((path.parent / RECORD).read_text())
+        if path.name not in record:
+            return f"the record beside {path} does not name it"
+        for name, expected in record.items():
+            found = _fingerprint(path.with_name(name))
+            if found != expected:
+                return (
+                    f"{path.with_name(name)} is not the file that was built: expected {expected}, "
+                    f"found {found}"
+                )
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    except (ValueError, TypeError, AttributeError):
+        return f"{path.parent / RECORD} is damaged"
+    return ""
+
+
+def _fingerprint(path):
+    data = path.read_bytes()
+    return f"{len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
+
+
+def _cache():
+    given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    home = pathlib.Path(os.path.expanduser("~"))  # "~" where there is none
+    if given.is_absolute():  # one that is not is to be ignored, says the XDG specification
+        return given / "tf_deform"
+    if home.is_absolute():
+        return home / ".cache" / "tf_deform"
+    raise FileNotFoundError("there is no home folder to keep a cache in: set XDG_CACHE_HOME")
+
+
+def _digest_of_sources():
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.glob("*")):
+        if path.suffix in (".cc", ".cmake", ".cu", ".h", ".txt"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
