@@ -30,7 +30,6 @@ def main(arguments=None):
     wheel.add_argument("--folder", default="dist", help="where to put it (default: dist)")
     commands.add_parser("info", help="say which versions and which library are there")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))  # and so cleans up
     try:
         if options.command == "build":
             building.build(options.cuda, options.force)
@@ -58,4 +57,5 @@ def info():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))  # cleaning up first
     main()
