@@ -44,6 +44,7 @@ PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 LEVELS = {
     "tf_deform.compiled": 0,
     "tf_deform.onnx_ops": 0,
+    "tf_deform.weight_files": 0,
     "tf_deform.ops.validation": 1,
     "tf_deform.ops.gathering": 2,
     "tf_deform.ops.sampling": 3,
