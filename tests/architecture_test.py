@@ -40,37 +40,33 @@ TOOLS = {
 }
 PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 
-# Imports go down only: a module may import those of lower levels.
+# Imports go down only: a module may import those of the rows above its own. Of the names and patterns
+# that fit a module the first counts.
+ROWS = """
+startup files onnx_ops weight_files compiled.switch compiled.location
+compiled.gradients
+compiled.loading
+compiled.*
+compiled
+ops.validation
+ops.gathering
+ops.sampling
+ops.bins ops.deformable_conv
+ops.*
+ops
+layers.base
+layers.projections layers.regions
+layers.*
+layers addons
+backbone callbacks convert export
+onnx_export building
+.
+__main__
+"""
 LEVELS = {
-    "tf_deform.startup": 0,
-    "tf_deform.files": 0,
-    "tf_deform.onnx_ops": 0,
-    "tf_deform.compiled.switch": -4,
-    "tf_deform.compiled.location": -4,
-    "tf_deform.compiled.gradients": -3,
-    "tf_deform.compiled.loading": -2,
-    "tf_deform.compiled.*": -1,
-    "tf_deform.compiled": 0,
-    "tf_deform.ops.validation": 1,
-    "tf_deform.ops.gathering": 2,
-    "tf_deform.ops.sampling": 3,
-    "tf_deform.ops.bins": 4,
-    "tf_deform.ops.deformable_conv": 4,
-    "tf_deform.ops.*": 5,
-    "tf_deform.ops": 6,
-    "tf_deform.layers.base": 7,
-    "tf_deform.layers.projections": 8,
-    "tf_deform.layers.*": 9,
-    "tf_deform.layers": 10,
-    "tf_deform.addons": 10,
-    "tf_deform.backbone": 11,
-    "tf_deform.callbacks": 11,
-    "tf_deform.convert": 11,
-    "tf_deform.export": 11,
-    "tf_deform.onnx_export": 12,
-    "tf_deform.building": 13,
-    "tf_deform": 13,
-    "tf_deform.__main__": 14,
+    f"tf_deform.{name}".rstrip("."): level
+    for level, row in enumerate(ROWS.strip().splitlines())
+    for name in row.split()
 }
 
 # What stands at the top of the repository; the user fixed most of these names.

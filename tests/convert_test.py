@@ -7,6 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
@@ -306,48 +307,18 @@ def test_the_names_and_shapes_published_fit(module, rng):
         np.testing.assert_array_equal(actual, np.float32(array))
 
 
-# Files
+# Files, see also weight_files_test
 
 
-def write_safetensors(path, entries):
-    """Writes {name: (dtype, shape, bytes)} as the format's README says."""
-    header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, (dtype, shape, content) in entries.items():
-        end = len(data) + len(content)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), end]}
-        data += content
+def write_safetensors(path, arrays):
+    """Writes float32 arrays as the format's README says."""
+    header, data = {}, b""
+    for name, array in arrays.items():
+        offsets = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": offsets}
+        data += array.tobytes()
     header = json.dumps(header).encode()
-    header += b" " * (-len(header) % 8)
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
-
-
-DTYPES = {
-    **{"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1"},
-    **{"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8"},
-}
-
-
-def test_safetensors_of_every_dtype_are_read(tmp_path):
-    entries = {}
-    for name, dtype in DTYPES.items():
-        entries[name] = (name, [3, 2], np.arange(6).astype(f"<{dtype}").tobytes())
-    entries["BOOL"] = ("BOOL", [4], bytes([1, 0, 1, 1]))
-    # sign, eight bits of exponent, seven of mantissa: 1, -2.5, infinity, 2**-130 (not normal)
-    entries["BF16"] = ("BF16", [2, 2], np.array([0x3F80, 0xC020, 0x7F80, 0x0008], "<u2").tobytes())
-    entries["scalar"] = ("F32", [], np.float32(7).tobytes())
-    entries["empty"] = ("F32", [0, 3], b"")
-    write_safetensors(tmp_path / "w.safetensors", entries)
-    arrays = tfd.convert.read(tmp_path / "w.safetensors")
-    assert list(arrays) == list(entries)
-    for name, dtype in DTYPES.items():
-        assert arrays[name].dtype == np.dtype(dtype)
-        np.testing.assert_array_equal(arrays[name], np.arange(6).reshape(3, 2))
-    np.testing.assert_array_equal(arrays["BOOL"], [True, False, True, True])
-    assert arrays["BF16"].dtype == "float32"
-    np.testing.assert_array_equal(arrays["BF16"], [[1, -2.5], [np.inf, 2.0**-130]])
-    assert arrays["scalar"].shape == ()
-    assert arrays["scalar"] == 7
-    assert arrays["empty"].shape == (0, 3)
 
 
 @pytest.mark.parametrize("kind", ("npz", "safetensors"))
@@ -357,44 +328,21 @@ def test_layers_load_from_files(kind, rng, tmp_path):
     if kind == "npz":
         np.savez(path, **{"fc.weight": weight, "fc.bias": bias})
     else:
-        entries = {"fc.weight": ("F32", [6, 4], weight.tobytes())}
-        write_safetensors(path, {**entries, "fc.bias": ("F32", [6], bias.tobytes())})
+        write_safetensors(path, {"fc.weight": weight, "fc.bias": bias})
     layer = built(keras.layers.Dense(6), 4)
     load_torchvision(layer, path, "fc.")
     np.testing.assert_array_equal(layer.kernel, weight.T)
     np.testing.assert_array_equal(layer.bias, bias)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    (
-        (b"", r"weights must be a whole \.safetensors file, received '.*w\.safetensors'$"),
-        (b"\xff" * 20, r"weights must be a whole \.safetensors file"),
-        (("F32", [3], bytes(8)), r"whole .*the data of 'x' do not fit its shape \[3\]"),
-        (("F8_E4M3", [3], bytes(3)), r"dtypes among F16.* received F8_E4M3 for 'x'"),
-    ),
-)
-def test_a_damaged_file_is_named(content, message, tmp_path):
-    path = tmp_path / "w.safetensors"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        write_safetensors(path, {"x": content})
-    with pytest.raises(ValueError, match=message):
-        tfd.convert.read(path)
-
-
-def test_a_file_cut_short_is_named(tmp_path):
-    path = tmp_path / "w.safetensors"
-    write_safetensors(path, {"x": ("F32", [3], bytes(12))})
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"the data of 'x' do not fit"):
-        tfd.convert.read(path)
-
-
 def test_a_file_of_another_kind_is_refused():
     with pytest.raises(ValueError, match=r"mapping, a \.safetensors or a \.npz .*'model\.pth'"):
         load_mmcv(predicting(mask_scale=1), "model.pth")
+
+
+def test_weights_of_another_kind_are_refused():
+    with pytest.raises(TypeError, match=r"mapping, a \.safetensors or a \.npz .* a list$"):
+        load_mmcv(predicting(mask_scale=1), [np.ones((6, 4, 3, 3))])
 
 
 # What does not fit
@@ -422,6 +370,131 @@ def test_every_entry_that_does_not_fit_is_named_at_once_and_nothing_is_set():
         load_mmcv(layer, weights, "c.")
     for weight, old in zip(layer.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)
+
+
+def sound(**others):
+    """Returns weights that fit `predicting`, but for the others."""
+    shapes = {"weight": (6, 4, 3, 3), "bias": (6,)}
+    shapes |= {"conv_offset.weight": (27, 4, 3, 3), "conv_offset.bias": (27,)}
+    return {**{name: np.ones(shape) for name, shape in shapes.items()}, **others}
+
+
+class Failing:
+    """An array that cannot be had, as a tensor of PyTorch that requires a gradient."""
+
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("Can't call numpy()\non Tensor that requires grad.")
+
+
+# What an entry of six numbers may not be, and what is told.
+NO_NUMBERS = {
+    "strings": (["a"] * 6, "must hold real numbers, not dtype <U1"),
+    "bytes": ([b"1"] * 6, "must hold real numbers, not dtype |S1"),
+    "numbers as strings": (["1"] * 6, "must hold real numbers, not dtype <U1"),
+    "objects": ([None] * 6, "must hold real numbers, not dtype object"),
+    "dates": (np.zeros(6, "M8[s]"), "must hold real numbers, not dtype datetime64[s]"),
+    "times": (np.zeros(6, "m8[s]"), "must hold real numbers, not dtype timedelta64[s]"),
+    "structures": (np.zeros(6, [("a", "f4")]), "must hold real numbers, not dtype [('a', '<f4')]"),
+    "bytes without a meaning": (np.zeros(6, "V2"), "must hold real numbers, not dtype |V2"),
+    "complex numbers": (np.zeros(6, complex), "must hold real numbers, not dtype complex128"),
+    "too large": (np.full(6, 1e39), "must hold finite numbers in the range of float32"),
+    "one too small": (np.array([0, 0, 0, 0, -3.5e38, 0]), "must hold finite numbers in the range"),
+    "a ragged list": ([[1], [2, 3]], "must be an array: setting an array element with a sequence."),
+    "no array": (Failing(), "must be an array: Can't call numpy() on Tensor that requires grad."),
+    "nothing": (None, "must hold real numbers, not dtype object"),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_what_holds_no_numbers_is_named_and_nothing_is_set(name):
+    value, reason = NO_NUMBERS[name]
+    layer = predicting(mask_scale=1)
+    before = layer.get_weights()
+    message = f"weights must fit layer 'dcn', received: 'bias' {reason}"
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        load_mmcv(layer, sound(bias=value))
+    assert len(str(raised.value).splitlines()) == 1
+    for weight, old in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+def test_all_that_holds_no_numbers_is_named_at_once():
+    weights = sound(bias=["a"] * 6, **{"conv_offset.bias": np.full(27, 1e39)})
+    del weights["weight"]
+    message = (
+        "'weight' is missing; 'bias' must hold real numbers, not dtype <U1; 'conv_offset.bias' "
+        "must hold finite numbers in the range of float32"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_mmcv(predicting(mask_scale=1), weights)
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16", "float32", "float64"))
+def test_numbers_beyond_the_range_of_the_layer_are_refused(dtype):
+    largest = float(tf.as_dtype(dtype).max)
+    layer = built(keras.layers.Dense(2, dtype=dtype), 3)
+    weights = {"weight": np.full((2, 3), largest), "bias": np.array([-largest, 1e-300])}
+    load_torchvision(layer, weights)
+    np.testing.assert_array_equal(np.float64(layer.kernel), np.full((3, 2), largest))
+    with np.errstate(over="ignore"):
+        beyond = np.longdouble(largest) * 2
+    if np.isfinite(beyond):
+        with pytest.raises(ValueError, match=rf"'bias' must hold .* the range of {dtype}$"):
+            load_torchvision(layer, {**weights, "bias": np.array([beyond, 0])})
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16", "float32", ">f8", "int64", "uint8", "?"))
+def test_real_numbers_of_every_dtype_are_taken(dtype):
+    dtype = tf.bfloat16.as_numpy_dtype if dtype == "bfloat16" else dtype
+    weights = {"weight": np.eye(2, 3, dtype=dtype), "bias": [0, 1]}
+    layer = built(keras.layers.Dense(2), 3)
+    load_torchvision(layer, weights)
+    np.testing.assert_array_equal(layer.kernel, np.eye(3, 2))
+    np.testing.assert_array_equal(layer.bias, [0, 1])
+
+
+def test_nan_and_infinity_are_taken_as_they_are():
+    layer = built(keras.layers.Dense(2), 3)
+    bias = np.array([np.nan, -np.inf])
+    load_torchvision(layer, {"weight": np.full((2, 3), np.inf, "float16"), "bias": bias})
+    np.testing.assert_array_equal(layer.kernel, np.full((3, 2), np.inf))
+    np.testing.assert_array_equal(layer.bias, bias)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_if_an_assignment_fails_the_layer_is_as_before(index, monkeypatch):
+    layer = predicting(mask_scale=1)
+    before = layer.get_weights()
+    parts = (layer.kernel, layer.bias, layer.offset_kernel, layer.offset_bias)
+
+    def fail(value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts[index], "assign", fail)
+    with pytest.raises(KeyboardInterrupt):
+        load_mmcv(layer, sound())
+    for weight, old in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    monkeypatch.undo()
+    load_mmcv(layer, sound())
+    assert all(np.all(weight == 1) for weight in layer.get_weights())
+
+
+def test_entries_of_others_are_not_looked_at():
+    names = {"other.weight": Failing(), 3: None, ("a", "b"): "c"}
+    load_mmcv(
+        predicting(mask_scale=1), {f"c.{name}": x for name, x in sound().items()} | names, "c."
+    )
+    with pytest.raises(ValueError, match=r"'other\.weight' is left over; 3 is left over; \('a'"):
+        load_mmcv(predicting(mask_scale=1), sound() | names)
+
+
+@pytest.mark.parametrize("change", ("quantize", "enable_lora"))
+def test_a_layer_without_a_kernel_of_floats_is_refused(change):
+    layer = built(keras.layers.Dense(2, name="head"), 3)
+    layer.quantize("int8") if change == "quantize" else layer.enable_lora(1)
+    with pytest.raises(ValueError, match=r"neither quantized nor have LoRA .*received 'head'$"):
+        load_torchvision(layer, {"weight": np.ones((2, 3)), "bias": np.ones(2)})
 
 
 def given():

@@ -1,34 +1,27 @@
 """Weights from torchvision, PyTorch, mmcv and InternImage into built layers; none is needed.
 
 The weights are a mapping of names to arrays, such as `{name: tensor.numpy() for name, tensor in
-model.state_dict().items()}`, or the path of a .safetensors or .npz file.
+model.state_dict().items()}`, or the path of a .safetensors or .npz file, which `read` reads. NaN
+and infinite numbers are taken as they are. Either all weights of a layer are set or none.
 """
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_deform.layers import DCNv3, DCNv4, MultiScaleDeformableAttention
 from tf_deform.layers.deformable_conv import DeformableConv
+from tf_deform.weight_files import read
 
 _KERNEL_LAYERS = (
     *(DeformableConv, keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D),
     *(keras.layers.Conv3D, keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose),
     keras.layers.Conv3DTranspose,
 )
-# The dtypes of safetensors, but those of 8 bits and less, which NumPy has no counterparts for.
-_SAFETENSORS_DTYPES = {
-    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
-    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
-    "BF16": "<u2",
-    "BOOL": "?",
-}
 
 
 def load_torchvision(
@@ -56,9 +49,11 @@ def load_torchvision(
             flattened, as the first of a head does: PyTorch flattens channels first.
 
     Raises:
-        ValueError: an entry is missing, is left over under a prefix, or has another shape; all such
-            entries are named, and the layer is as before. Also a layer of another kind or not
-            built, or prefixes that do not fit it.
+        ValueError: an entry is missing, is left over under a prefix, has another shape, or holds
+            no real numbers or finite ones beyond the range of the layer's dtype; all such entries
+            are named, and the layer is as before. Also a layer of another kind, not built,
+            quantized or with LoRA enabled, or prefixes that do not fit it.
+        TypeError: `weights` is neither a mapping nor a path. What `read` raises, too.
 
     Source: torchvision.ops.DeformConv2d, torchvision.models.detection.roi_heads.
 
@@ -110,9 +105,11 @@ def load_mmcv(layer, weights, prefix=""):
             "backbone.layer4.0.conv2_offset.weight" and "...bias", which is understood.
 
     Raises:
-        ValueError: an entry is missing, is left over under the prefix, or has another shape; all
-            such entries are named, and the layer is as before. Also a layer of another kind, not
-            built, or with an option that mmcv does not have.
+        ValueError: an entry is missing, is left over under the prefix, has another shape, or holds
+            no real numbers or finite ones beyond the range of the layer's dtype; all such entries
+            are named, and the layer is as before. Also a layer of another kind, not built,
+            quantized or with LoRA enabled, or with an option that mmcv does not have.
+        TypeError: `weights` is neither a mapping nor a path. What `read` raises, too.
 
     Source: mmcv.ops: deform_conv, modulated_deform_conv and multi_scale_deform_attn.
 
@@ -160,9 +157,11 @@ def load_dcn(layer, weights, prefix=""):
         prefix: of the layer's names, as "levels.0.blocks.1.dcn.".
 
     Raises:
-        ValueError: an entry is missing, is left over under the prefix, or has another shape; all
-            such entries are named, and the layer is as before. Also a layer of another kind or not
-            built.
+        ValueError: an entry is missing, is left over under the prefix, has another shape, or holds
+            no real numbers or finite ones beyond the range of the layer's dtype; all such entries
+            are named, and the layer is as before. Also a layer of another kind, not built,
+            quantized or with LoRA enabled.
+        TypeError: `weights` is neither a mapping nor a path. What `read` raises, too.
 
     Source: the modules of InternImage (arXiv:2211.05778) and of DCNv4 (arXiv:2401.06197).
 
@@ -194,69 +193,6 @@ def load_dcn(layer, weights, prefix=""):
         outputs = {f"{prefix}center_feature_scale_proj_": layer.groups}
         parts += _parts(share.kernel, share.bias, outputs)
     _load(layer, weights, [prefix], parts)
-
-
-def read(path):
-    """Returns the arrays of a .safetensors or .npz file: {name: array}.
-
-    Those of a .safetensors file stay in the file until they are used; bfloat16 becomes float32.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        ValueError: a file of another kind, or that is damaged, or an entry whose dtype NumPy does
-            not have.
-
-    Source: the safetensors format, as its README describes it.
-
-    Example:
-        >>> import os, tempfile
-        >>> path = os.path.join(tempfile.mkdtemp(), "weights.npz")
-        >>> np.savez(path, weight=np.ones([2, 3]))
-        >>> read(path)["weight"].shape
-        (2, 3)
-    """
-    path = os.fspath(path)
-    if path.endswith(".npz"):
-        with np.load(path) as arrays:
-            return dict(arrays)
-    if path.endswith(".safetensors"):
-        return _read_safetensors(path)
-    raise ValueError(f"weights must be a mapping, a .safetensors or a .npz file, received {path!r}")
-
-
-def _read_safetensors(path):
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        whole = os.path.getsize(path)
-        if whole < 8 + size or size < 2:
-            raise ValueError(f"weights must be a whole .safetensors file, received {path!r}")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        shape, dtype = tuple(entry["shape"]), _SAFETENSORS_DTYPES.get(entry["dtype"])
-        if dtype is None:
-            known = ", ".join(_SAFETENSORS_DTYPES)
-            raise ValueError(
-                f"weights must have dtypes among {known}, received {entry['dtype']} for {name!r} "
-                f"in {path!r}"
-            )
-        if end > whole or end - begin != np.dtype(dtype).itemsize * math.prod(shape):
-            raise ValueError(
-                f"weights must be a whole .safetensors file, received {path!r}, in which the data "
-                f"of {name!r} do not fit its shape {list(shape)}"
-            )
-        if begin == end:
-            array = np.zeros(shape, dtype)
-        else:
-            array = np.memmap(path, dtype, "r", begin, shape)
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype("<u4") << 16).view("<f4")
-        arrays[name] = array
-    return arrays
 
 
 def _check_layer(layer, kinds):
@@ -344,19 +280,56 @@ def _arrays(weights):
 
 
 def _load(layer, weights, prefixes, parts):
-    """Sets the variables, or raises ValueError that names each entry which does not fit."""
+    """Sets all the variables, or none and raises ValueError that names every entry at fault."""
+    for part in parts:
+        if not isinstance(part.variable, keras.Variable) or "float" not in part.variable.dtype:
+            raise ValueError(
+                f"layer must be neither quantized nor have LoRA enabled, received {layer.name!r}"
+            )
     arrays = _arrays(weights)
-    shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
+    pieces, faults = {}, []
+    for part in parts:
+        for name, shape in part.shapes.items():
+            try:
+                pieces[name] = _piece(arrays, name, shape, part.variable.dtype)
+            except ValueError as fault:
+                faults.append(f"{name!r} {fault}")
+    wanted = {name for part in parts for name in part.shapes}
     known = tuple(prefix for prefix in prefixes if prefix is not None)
-    faults = [f"{name!r} is missing" for name in shapes if name not in arrays]
-    for name in arrays:
-        received = tuple(np.shape(arrays[name]))
-        if name in shapes and received != shapes[name]:
-            faults.append(f"{name!r} must have shape {list(shapes[name])}, not {list(received)}")
-        elif name not in shapes and name.startswith(known):
-            faults.append(f"{name!r} is left over")
+    left = [name for name in arrays if name not in wanted and str(name).startswith(known)]
+    faults += [f"{name!r} is left over" for name in left]
     if faults:
         raise ValueError(f"weights must fit layer {layer.name!r}, received: {'; '.join(faults)}")
-    for part in parts:
-        pieces = [np.asarray(arrays[name], part.variable.dtype) for name in part.shapes]
-        part.variable.assign(part.make(*pieces))
+    values = [part.make(*(pieces[name] for name in part.shapes)) for part in parts]
+    _assign([part.variable for part in parts], values)
+
+
+def _piece(arrays, name, shape, dtype):
+    """Returns the entry in the dtype, or raises ValueError with what is to follow its name."""
+    if name not in arrays:
+        raise ValueError("is missing")
+    try:
+        array = np.asarray(arrays[name])
+    except Exception as error:  # whatever a tensor of another library, or a ragged list, raises
+        raise ValueError(f"must be an array: {' '.join(str(error).split())}") from error
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise ValueError(f"must hold real numbers, not dtype {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"must have shape {list(shape)}, not {list(array.shape)}")
+    with np.errstate(over="ignore", invalid="ignore"):  # the one is told below, NaN stays NaN
+        piece = array.astype(tf.as_dtype(dtype).as_numpy_dtype)
+    if np.any(np.isfinite(array) & ~np.isfinite(piece)):
+        raise ValueError(f"must hold finite numbers in the range of {dtype}")
+    return piece
+
+
+def _assign(variables, values):
+    """Assigns the values to the variables, which are as they were if one of them fails."""
+    before = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    try:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+    except BaseException:  # an interrupt too
+        for variable, old in zip(variables, before, strict=True):
+            variable.assign(old)
+        raise
