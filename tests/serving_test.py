@@ -39,11 +39,16 @@ def serve(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(command, check=True)
 
-    def run(*arguments):
+    def run(*arguments, memory=None, timeout=None):
+        """Runs it with at most so much memory, in GiB, for so many seconds."""
         # With oneDNN, TensorFlow's own Conv2D returns an empty batch of the wrong shape.
         environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
         command = [folder / "serve", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
+        if memory is not None:
+            command = ["sh", "-c", f'ulimit -v {memory << 20}; exec "$0" "$@"', *command]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=timeout
+        )
 
     return run
 
@@ -94,6 +99,19 @@ def digits(tmp_path_factory):
         weight.assign(weight + 0.1 * rng.random(weight.shape))
     tfd.export_saved_model(model, folder / "1")
     np.save(folder / "images.npy", rng.random((64, 32, 32, 1), "float32"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def same(tmp_path_factory):
+    """Returns the folder of a model that returns its float input, `[batch, size]`."""
+    folder = tmp_path_factory.mktemp("same")
+    module = tf.Module()
+    module.same = tf.function(
+        lambda values: {"same": values}, [tf.TensorSpec([None, None], tf.float32, "values")]
+    )
+    tf.saved_model.save(module, folder / "1", signatures=module.same)
+    np.save(folder / "values.npy", np.ones((3, 5), "float32"))
     return folder
 
 
@@ -208,6 +226,7 @@ def test_arrays_are_read_and_written_bit_by_bit(dtype, serve, tmp_path):
         (["--input=images=/nowhere.npy", "{model}"], "cannot be read"),
         (["--input={good}", "{model}"], "--input must be NAME=FILE"),
         (["--load", "{model}"], "load needs --input"),
+        (["--input=images={good}", "--input=images={wide}", "{model}"], "different shapes"),
         (["--input=images={good}", "--load", "--signature=train", "{model}"], "no signature"),
         (["--op_library=/nowhere.so", "{model}"], "nowhere.so"),
         (
@@ -252,7 +271,152 @@ def test_truncated_models_are_refused_in_one_line(file, kept, serve, small, tmp_
     assert f"{tmp_path}/1 cannot be loaded: " in error
 
 
-@pytest.mark.parametrize("arguments", [[], ["--colour", "1"], ["1", "2"], ["--threads=0", "1"]])
+def npy(header, version=(1, 0), size=None, data=bytes(24)):
+    """Returns an .npy file; by default its data are six numbers of 4 bytes."""
+    header = header.encode() if isinstance(header, str) else header
+    width = 2 if version[0] == 1 else 4
+    length = (len(header) if size is None else size).to_bytes(width, "little")
+    return b"\x93NUMPY" + bytes(version) + length + header + data
+
+
+def dictionary(descr="'<f4'", order="False", shape="(2, 3)", rest=""):
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}{rest}\n"
+
+
+MALFORMED = {
+    "empty": (b"", "not an .npy file"),
+    "magic": (b"\x93NUMPX" + npy(dictionary())[6:], "not an .npy file"),
+    "version 0.0": (npy(dictionary(), (0, 0)), "has version 0.0 of the format"),
+    "version 1.1": (npy(dictionary(), (1, 1)), "has version 1.1 of the format"),
+    "version 4.0": (npy(dictionary(), (4, 0)), "has version 4.0 of the format"),
+    "no length": (npy(dictionary())[:9], "is truncated"),
+    "no header": (npy(dictionary())[:10], "is truncated"),
+    "header of 30,000 bytes": (npy(dictionary(rest=" " * 30000)), "more than 10000"),
+    "shape of 30,000 bytes": (npy(dictionary(shape=f"({'1, ' * 10000})")), "more than 10000"),
+    "header of 4 GiB": (npy(dictionary(), (2, 0), 2**32 - 1), "of 4294967295 bytes, more than"),
+    "header longer than the file": (npy(dictionary(), (3, 0), 9999), "is truncated"),
+    "no data": (npy(dictionary(), data=b""), "is truncated"),
+    "less data": (npy(dictionary(), data=bytes(23)), "is truncated"),
+    "text": (npy("numbers\n"), "is no dictionary"),
+    "NUL": (npy(dictionary(rest="\0")), "more behind '}'"),
+    "two dictionaries": (npy(dictionary(rest=" {}")), "more behind '}'"),
+    "open": (npy("{'shape': (6,)"), "without '}'"),
+    "no comma": (npy(dictionary().replace("4',", "4'")), "without '}'"),
+    "no key": (npy("{<f4}"), "without a key"),
+    "no colon": (npy("{'descr' '<f4'}"), "without a key"),
+    "open key": (npy("{'descr"), "without a key"),
+    "no dtype": (npy("{'fortran_order': False, 'shape': (2, 3)}"), "without 'descr'"),
+    "no order": (npy("{'descr': '<f4', 'shape': (2, 3)}"), "without 'fortran_order'"),
+    "no shape": (npy("{'descr': '<f4', 'fortran_order': False}"), "without 'shape'"),
+    "other key": (npy(dictionary().replace("}", "'x\x1b': 1}")), "the key 'x\\x1b'"),
+    "shape twice": (npy(dictionary().replace("}", "'shape': (6,)}")), "'shape' twice"),
+    "big-endian": (npy(dictionary("'>f4'")), "has dtype '>f4', and not one of <f2 <f4"),
+    "object": (npy(dictionary("'|O'")), "has dtype '|O'"),
+    "structured": (npy(dictionary("[('x', '<f4')]")), "structured dtype"),
+    "dtype without quotes": (npy(dictionary("<f4")), "'descr' is no string"),
+    "long dtype": (npy(dictionary(f"'{'x' * 9000}'")), "has dtype 'xxxxx"),
+    "Fortran order": (npy(dictionary(order="True")), "must be in C order"),
+    "no bool": (npy(dictionary(order="0")), "'fortran_order' is no bool"),
+    "number for shape": (npy(dictionary(shape="(6)")), "'shape' is no tuple"),
+    "list for shape": (npy(dictionary(shape="[2, 3]")), "'shape' is no tuple"),
+    "negative": (npy(dictionary(shape="(-2, 3)")), "not whole numbers, at '-2"),
+    "negative twice": (npy(dictionary(shape="(-2, -3)")), "not whole numbers, at '-2"),
+    "fraction": (npy(dictionary(shape="(2.0, 3)")), "not whole numbers, at '.0"),
+    "comma alone": (npy(dictionary(shape="(,)")), "not whole numbers, at ',"),
+    "no comma in shape": (npy(dictionary(shape="(2, 3 4)")), "not whole numbers, at '4"),
+    "open shape": (npy(dictionary(shape="(2, 3")), "not whole numbers, at"),
+    "beyond 64 bits": (npy(dictionary(shape=f"({2**64},)")), "too many dimensions or values"),
+    "product": (npy(dictionary(shape=f"({2**32}, {2**32})")), "too many dimensions or values"),
+    "bytes": (npy(dictionary("'<f8'", shape=f"({2**61}, 2)")), "is truncated"),
+    "dimensions": (npy(dictionary(shape=f"({'1, ' * 300})")), "too many dimensions or values"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_arrays_are_refused_with_file_and_reason(name, serve, same, tmp_path):
+    content, reason = MALFORMED[name]
+    (tmp_path / "x.npy").write_bytes(content)
+    error = failure(serve(f"--input=values={tmp_path}/x.npy", same / "1", memory=4, timeout=60))
+    assert error.startswith(f"serve: {tmp_path}/x.npy: ") and reason in error
+    assert len(error) < len(f"{tmp_path}") + 150
+
+
+@pytest.mark.parametrize(
+    "content",
+    [dictionary(rest=" " * 9000), '{"shape":(2,3),"descr":"<f4","fortran_order":False}'],
+    ids=["padded", "other order and quotes"],
+)
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_headers_of_every_version_are_read(version, content, serve, same, tmp_path):
+    """They may have their keys in any order, as the format's description says."""
+    data = np.arange(6, dtype="<f4").tobytes()
+    (tmp_path / "x.npy").write_bytes(npy(content, (version, 0), data=data))
+    assert np.array_equal(np.load(tmp_path / "x.npy"), [[0, 1, 2], [3, 4, 5]])
+    result = serve(f"--input=values={tmp_path}/x.npy", f"--output={tmp_path}", same / "1")
+    assert result.returncode == 0, result.stderr
+    assert np.array_equal(np.load(tmp_path / "same.npy"), [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("suffix", ["", ".npy"])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("folder", "is not a regular file"),
+        ("pipe", "is not a regular file"),
+        ("device", "is not a regular file"),
+        ("loop", "cannot be read"),
+        ("sparse", f"has {2**31} bytes, more than"),
+    ],
+)
+def test_what_is_no_file_to_read_is_refused_at_once(kind, reason, suffix, serve, same, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    make = {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "loop": lambda: path.symlink_to(path),
+        "sparse": lambda: (path.touch(), os.truncate(path, 2**31)),
+    }
+    make[kind]()
+    result = serve(f"--input=values={path}", same / "1", memory=4, timeout=60)
+    assert f"serve: {path}: {reason}" in failure(result)
+
+
+def test_an_empty_file_is_an_empty_string(serve, small, tmp_path):
+    (tmp_path / "empty").touch()
+    signature = ["--signature=serve_image_bytes", f"--input=image_bytes={tmp_path}/empty"]
+    assert failure(serve(*signature, small[0] / "1")) == "serve: Input is empty.\n"
+
+
+NUMBERS = {
+    "--threads=0": "1 to 1024",
+    "--threads=200000": "1 to 1024",
+    "--threads=-8": "1 to 1024",
+    "--requests=0": "1 to 1000000000",
+    "--requests=2147483647": "1 to 1000000000",
+    "--requests=99999999999999999999": "1 to 1000000000",
+    "--max_batch=-1": "0 to 1024",
+    "--max_batch=2147483647": "0 to 1024",
+    "--malformed=-1": "0 to 1000000000",
+    "--max_growth=nan": "-1 to 1000",
+    "--max_growth=1e9": "-1 to 1000",
+    "--threads=": "1 to 1024",
+    "--threads=eight": "1 to 1024",
+    "--threads=8.5": "1 to 1024",
+}
+
+
+@pytest.mark.parametrize("flag", NUMBERS)
+def test_numbers_beyond_their_limits_are_refused_in_one_line(flag, serve, same):
+    inputs = [f"--input=values={same}/values.npy", "--load"]
+    error = failure(serve(*inputs, flag, same / "1", memory=4, timeout=60))
+    name, value = flag.split("=")
+    limits = NUMBERS[flag]
+    assert error == f"serve: {name} must be a number from {limits}, received '{value}'\n"
+    assert re.search(rf"{name}=.*; {limits}$", serve().stderr, flags=re.M)  # the usage
+
+
+@pytest.mark.parametrize("arguments", [[], ["--colour", "1"], ["1", "2"], ["--load=2", "1"]])
 def test_wrong_arguments_print_the_usage(arguments, serve):
     result = serve(*arguments)
     assert result.returncode == 2 and "[FLAGS] MODEL" in result.stderr
@@ -282,6 +446,34 @@ def test_many_clients_at_a_time_get_the_bits_that_one_gets(name, requests, serve
     assert seen["malformed requests refused"] == requests / 10
     assert 0 < seen["latency p50"] <= seen["latency p99"]
     assert seen["requests per second"] > 0 and seen["memory at the end"] > 0
+
+
+def test_the_load_takes_no_memory_for_its_number_of_requests(serve, same):
+    """So many latencies would be 8 GB."""
+    load = [f"--input=values={same}/values.npy", "--load", "--requests=1000000000"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        serve(*load, same / "1", memory=4, timeout=8)
+
+
+def test_half_the_latencies_are_less_than_twice_their_mean(serve, same):
+    """As of any positive numbers; the clients were waiting most of the time."""
+    load = [f"--input=values={same}/values.npy", "--load", "--threads=1", "--requests=20000"]
+    seen = figures(serve(*load, same / "1"))
+    mean = 1000 * seen["seconds"] / seen["requests"]
+    assert 0.05 * mean < seen["latency p50"] < 2.1 * mean
+
+
+def test_threads_that_cannot_be_started_are_an_error(serve, same):
+    load = [f"--input=values={same}/values.npy", "--load", "--threads=1024"]
+    error = failure(serve(*load, same / "1", memory=4, timeout=60))
+    assert re.match(r"serve: of 1024 threads only \d+ can be started: ", error)
+
+
+def test_requests_that_would_fill_the_memory_are_refused(serve, same, tmp_path):
+    np.save(tmp_path / "long.npy", np.zeros((1, 1 << 20), "float32"))
+    load = [f"--input=values={tmp_path}/long.npy", "--load", "--max_batch=100"]
+    error = failure(serve(*load, same / "1", memory=4, timeout=60))
+    assert "--max_batch=100 rows and their responses take more than 1 GiB" in error
 
 
 def test_responses_that_differ_are_counted(serve, tmp_path):

@@ -5,9 +5,16 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "model.h"
 
 namespace tf_deform {
+
+// The most that LoadOptions may hold. Memory does not depend on the requests.
+constexpr int32_t kMostThreads = 1024;
+constexpr int32_t kMostRequests = 1000000000;
+constexpr int32_t kMostRows = 1024;
+constexpr float kMostGrowth = 1000.0f;
 
 struct LoadOptions {
   int32_t threads = 8;
@@ -18,12 +25,14 @@ struct LoadOptions {
 };
 
 // Sends requests made of rows of `samples` and prints what comes of it. Returns
-// whether every response was bitwise that which a single client had got before,
+// OK if every response was bitwise that which a single client had got before,
 // every malformed request was refused, and memory grew no more than allowed
 // after the first 2,000 requests. Failing requests are counted and do not stop
-// it.
-bool RunLoad(const Model& model, const tensorflow::SignatureDef& signature,
-             const Tensors& samples, const LoadOptions& options);
+// it. An error too: requests that take more than 1 GiB with their responses, and
+// threads that cannot be started.
+absl::Status RunLoad(const Model& model,
+                     const tensorflow::SignatureDef& signature,
+                     const Tensors& samples, const LoadOptions& options);
 
 }  // namespace tf_deform
 

@@ -51,6 +51,17 @@ absl::Status CheckInput(const std::string& name, const TensorInfo& info,
 
 }  // namespace
 
+int64_t Bytes(const Tensors& tensors) {
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : tensors) {
+    bytes += tensor.TotalBytes();
+    if (tensor.dtype() != tensorflow::DT_STRING) continue;
+    const auto strings = tensor.flat<tensorflow::tstring>();
+    for (int64_t i = 0; i < strings.size(); ++i) bytes += strings(i).size();
+  }
+  return bytes;
+}
+
 absl::Status Model::Load(const std::string& path) {
   if (!tensorflow::MaybeSavedModelDirectory(path)) {
     return absl::NotFoundError(

@@ -3,6 +3,7 @@
 #ifndef TF_DEFORM_CUSTOM_OPS_SERVING_MODEL_H_
 #define TF_DEFORM_CUSTOM_OPS_SERVING_MODEL_H_
 
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -16,6 +17,9 @@ namespace tf_deform {
 
 // By the names that the signature gives them.
 using Tensors = std::map<std::string, tensorflow::Tensor>;
+
+// Returns the memory that the tensors take, their strings included.
+int64_t Bytes(const Tensors& tensors);
 
 class Model {
  public:

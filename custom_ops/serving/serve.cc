@@ -11,13 +11,20 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdio>
+#include <functional>
+#include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "absl/log/globals.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "file.h"
 #include "load.h"
 #include "model.h"
 #include "npy.h"
@@ -32,6 +39,7 @@ using ::tensorflow::Env;
 using ::tensorflow::Flag;
 using ::tensorflow::Flags;
 using ::tensorflow::Tensor;
+using ::tensorflow::TensorShape;
 
 struct Options {
   std::string model;
@@ -41,20 +49,71 @@ struct Options {
   std::string op_library;
   bool load = false;
   LoadOptions load_options;
+  std::string wrong_number;  // what is wrong with a flag; empty: nothing
 };
+
+// A flag for a number from `least` to `most`. Another is kept in `wrong`, and not
+// left to Flags::Parse, which would print the usage and not say why.
+template <typename T>
+Flag NumberFlag(const char* name, T* number, T least, T most,
+                const std::string& text, std::string* wrong) {
+  const std::string limits = absl::StrCat(least, " to ", most);
+  const auto parse = [=](const std::string& value) {
+    bool parsed;
+    if constexpr (std::is_integral_v<T>) {
+      parsed = absl::SimpleAtoi(value, number);
+    } else {
+      parsed = absl::SimpleAtof(value, number);
+    }
+    if (!parsed || !(*number >= least && *number <= most)) {  // NaN neither
+      *wrong = absl::StrCat("--", name, " must be a number from ", limits,
+                            ", received '",
+                            absl::CHexEscape(value.substr(0, 40)), "'");
+    }
+    return true;
+  };
+  return Flag(name, std::function<bool(std::string)>(parse),
+              absl::StrCat(*number), absl::StrCat(text, "; ", limits));
+}
 
 absl::StatusOr<Tensor> ReadInput(const std::string& path) {
   if (absl::EndsWith(path, ".npy")) return ReadNpy(path);
-  std::string bytes;
-  absl::Status status = ReadFileToString(Env::Default(), path, &bytes);
+  File file;
+  absl::Status status = file.Open(path);
   if (!status.ok()) return status;
   Tensor tensor(tensorflow::DT_STRING, {1});
-  tensor.vec<tensorflow::tstring>()(0) = bytes;
+  tensorflow::tstring& bytes = tensor.vec<tensorflow::tstring>()(0);
+  bytes.resize_uninitialized(file.left());
+  if (!file.Read(bytes.mdata(), bytes.size())) {
+    return absl::DataLossError(absl::StrCat(path, ": is truncated"));
+  }
   return tensor;
 }
 
+// Joins what was given for one input.
+absl::StatusOr<Tensor> Join(const std::string& name,
+                            const std::vector<Tensor>& parts) {
+  if (parts.size() == 1) return parts[0];
+  // Concat ends the program if the rows differ.
+  for (const Tensor& part : parts) {
+    TensorShape first = parts[0].shape(), other = part.shape();
+    if (first.dims() > 0) first.RemoveDim(0);
+    if (other.dims() > 0) other.RemoveDim(0);
+    if (part.dims() != parts[0].dims() || other != first) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "input '", name, "' is given rows of different shapes: ",
+          parts[0].shape().DebugString(), ", ", part.shape().DebugString()));
+    }
+  }
+  Tensor rows;
+  absl::Status status = tensorflow::tensor::Concat(parts, &rows);
+  if (!status.ok()) return status;
+  return rows;
+}
+
 absl::StatusOr<Tensors> ReadInputs(const std::vector<std::string>& inputs) {
-  Tensors tensors;
+  std::map<std::string, std::vector<Tensor>> parts;
+  int64_t bytes = 0;
   for (const std::string& input : inputs) {
     const size_t equals = input.find('=');
     if (equals == std::string::npos) {
@@ -62,17 +121,20 @@ absl::StatusOr<Tensors> ReadInputs(const std::vector<std::string>& inputs) {
           absl::StrCat("--input must be NAME=FILE, received ", input));
     }
     const std::string name = input.substr(0, equals);
-    absl::StatusOr<Tensor> tensor = ReadInput(input.substr(equals + 1));
+    const absl::StatusOr<Tensor> tensor = ReadInput(input.substr(equals + 1));
     if (!tensor.ok()) return tensor.status();
-    if (tensors.count(name) == 0) {
-      tensors[name] = *tensor;
-      continue;
+    bytes += Bytes({{name, *tensor}});
+    if (bytes > kMostInputBytes) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the inputs together have more than ", kMostInputBytes, " bytes"));
     }
-    Tensor rows;
-    absl::Status status =
-        tensorflow::tensor::Concat({tensors[name], *tensor}, &rows);
-    if (!status.ok()) return status;
-    tensors[name] = rows;
+    parts[name].push_back(*tensor);
+  }
+  Tensors tensors;
+  for (const auto& [name, several] : parts) {
+    absl::StatusOr<Tensor> tensor = Join(name, several);
+    if (!tensor.ok()) return tensor.status();
+    tensors[name] = *std::move(tensor);
   }
   return tensors;
 }
@@ -132,9 +194,7 @@ absl::Status Serve(const Options& options) {
   if (options.load) {
     status = CheckSamples(*inputs);
     if (!status.ok()) return status;
-    return RunLoad(model, **signature, *inputs, options.load_options)
-               ? absl::OkStatus()
-               : absl::InternalError("the load did not pass");
+    return RunLoad(model, **signature, *inputs, options.load_options);
   }
   const absl::StatusOr<Tensors> outputs = model.Run(**signature, *inputs);
   if (!outputs.ok()) return outputs.status();
@@ -158,22 +218,30 @@ int Main(int argc, char** argv) {
       Flag("op_library", &options.op_library,
            "library of custom ops to load before the model"),
       Flag("load", &options.load, "put the model under load"),
-      Flag("threads", &load.threads, "clients at a time"),
-      Flag("requests", &load.requests, "requests of all clients together"),
-      Flag("max_batch", &load.max_batch, "each request has 0 to so many rows"),
-      Flag("malformed", &load.malformed,
-           "every so many requests one is malformed; 0: none"),
-      Flag("max_growth", &load.max_growth,
-           "percent by which memory may grow after 2000 requests"),
+      NumberFlag("threads", &load.threads, 1, kMostThreads,
+                 "clients at a time", &options.wrong_number),
+      NumberFlag("requests", &load.requests, 1, kMostRequests,
+                 "requests of all clients together", &options.wrong_number),
+      NumberFlag("max_batch", &load.max_batch, 0, kMostRows,
+                 "each request has 0 to so many rows", &options.wrong_number),
+      NumberFlag("malformed", &load.malformed, 0, kMostRequests,
+                 "every so many requests one is malformed, 0: none",
+                 &options.wrong_number),
+      NumberFlag("max_growth", &load.max_growth, -1.0f, kMostGrowth,
+                 "percent by which memory may grow after 2000 requests, "
+                 "negative: any",
+                 &options.wrong_number),
   };
-  if (!Flags::Parse(&argc, argv, flags) || argc != 2 || argv[1][0] == '-' ||
-      load.threads < 1 || load.requests < 1 || load.max_batch < 0) {
+  if (!Flags::Parse(&argc, argv, flags) || argc != 2 || argv[1][0] == '-') {
     const std::string usage = absl::StrCat(argv[0], " [FLAGS] MODEL");
     std::fputs(Flags::Usage(usage, flags).c_str(), stderr);
     return 2;
   }
   options.model = argv[1];
-  const absl::Status status = Serve(options);
+  const absl::Status status =
+      options.wrong_number.empty()
+          ? Serve(options)
+          : absl::InvalidArgumentError(options.wrong_number);
   if (status.ok()) return 0;
   // Further lines name nodes of the graph.
   const std::string message(status.message());
