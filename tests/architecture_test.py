@@ -40,8 +40,8 @@ TOOLS = {
 }
 PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 
-# Imports go down only: a module may import those of the rows above its own. Of the names and patterns
-# that fit a module the first counts.
+# Imports go down only: a module may import those of the rows above its own. Of the names and
+# patterns that fit a module the first counts.
 ROWS = """
 startup files onnx_ops weight_files compiled.switch compiled.location
 compiled.gradients
