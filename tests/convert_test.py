@@ -405,6 +405,7 @@ NO_NUMBERS = {
 }
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("name", NO_NUMBERS)
 def test_what_holds_no_numbers_is_named_and_nothing_is_set(name):
     value, reason = NO_NUMBERS[name]
@@ -453,9 +454,12 @@ def test_real_numbers_of_every_dtype_are_taken(dtype):
     np.testing.assert_array_equal(layer.bias, [0, 1])
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_nan_and_infinity_are_taken_as_they_are():
     layer = built(keras.layers.Dense(2), 3)
-    bias = np.array([np.nan, -np.inf])
+    bias = np.array([0x7FF0000000000001, 0xFFF0000000000000], "uint64").view("float64")
+    assert np.isnan(bias[0])  # a signaling one
+    assert bias[1] == -np.inf
     load_torchvision(layer, {"weight": np.full((2, 3), np.inf, "float16"), "bias": bias})
     np.testing.assert_array_equal(layer.kernel, np.full((3, 2), np.inf))
     np.testing.assert_array_equal(layer.bias, bias)

@@ -6,6 +6,7 @@ import math
 import pathlib
 import pickle
 import re
+import struct
 import sys
 import zipfile
 
@@ -89,6 +90,15 @@ def patched(content, **values):
 def replaced(content, old, new):
     assert content.count(old) >= 1
     return content.replace(old, new)
+
+
+def of_petabyte():
+    """Returns a zip file with a member of 2**50 bytes, which only an extra field can hold."""
+    header = of_header(fields("|u1", (2**50 - 80,)), b"")
+    assert len(header) == 80
+    member = zipfile.ZipInfo("x.npy")
+    member.extra = struct.pack("<HHQ", 1, 8, 2**50)
+    return patched(npz(header, names=(member,)), size=2**32 - 1)
 
 
 ARRAY = np.arange(30, dtype="float32").reshape(5, 6)
@@ -253,7 +263,9 @@ NPZ_FILES = {
     "2**65 numbers": (of_npy(fields(shape=(2**33, 2**32))), "does not fit its 4 bytes"),
     "one number of a gigabyte": (of_npy(fields(("<f4", (2**28,)))), "does not fit its 4 bytes"),
     "true that is 2": (of_npy(fields("|b1"), b"\2"), "entry 'x': .*0 or 1"),
-    # Four gigabytes each, if one believes the list of members.
+    # The list of members says so, and the headers agree.
+    "a petabyte": (of_petabyte(), "^Unable to allocate"),
+    # Four gigabytes each.
     "256 gigabytes": (
         patched(
             npz(

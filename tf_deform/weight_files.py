@@ -129,7 +129,7 @@ def _read_safetensors(file, package):
     arrays = {}
     for name in names:
         with _faults_of(f"entry {name!r}"):
-            arrays[name] = _decoded(**entries[name])
+            arrays[name] = _decoded(**entries.pop(name))
     return arrays
 
 
