@@ -28,7 +28,7 @@ struct LoadOptions {
 // OK if every response was bitwise that which a single client had got before,
 // every malformed request was refused, and memory grew no more than allowed
 // after the first 2,000 requests. Failing requests are counted and do not stop
-// it. An error too: requests that take more than 1 GiB with their responses, and
+// it. Errors too: requests that take more than 1 GiB with their responses, and
 // threads that cannot be started.
 absl::Status RunLoad(const Model& model,
                      const tensorflow::SignatureDef& signature,

@@ -52,7 +52,7 @@ struct Options {
   std::string wrong_number;  // what is wrong with a flag; empty: nothing
 };
 
-// A flag for a number from `least` to `most`. Another is kept in `wrong`, and not
+// A flag for a number from `least` to `most`. Another is kept in `wrong`, not
 // left to Flags::Parse, which would print the usage and not say why.
 template <typename T>
 Flag NumberFlag(const char* name, T* number, T least, T most,
