@@ -48,7 +48,7 @@ compiled.gradients
 compiled.loading
 compiled.*
 compiled
-ops.validation
+ops.validation ops.symbolic
 ops.gathering
 ops.sampling
 ops.bins ops.deformable_conv

@@ -14,6 +14,7 @@ from tf_deform.ops.displacement import warped
 from tf_deform.ops.projection import FILL_MODES, project
 from tf_deform.ops.sampling import sample
 from tf_deform.ops.splines import polyharmonic_spline
+from tf_deform.ops.symbolic import operator
 
 __all__ = [
     "dense_image_warp",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+@operator
 def resampler(data, warp, name=None):
     """Returns `[batch, ..., channels]`: bilinear samples of the data at (x, y) positions.
 
@@ -59,6 +61,7 @@ def resampler(data, warp, name=None):
         return sample(data, tf.reverse(warp, axis=[-1]))
 
 
+@operator
 def interpolate_bilinear(grid, query_points, indexing="ij", name=None):
     """Returns `[batch, n, channels]`: bilinear samples of a grid, its edge pixels repeated.
 
@@ -96,6 +99,7 @@ def interpolate_bilinear(grid, query_points, indexing="ij", name=None):
         return sample(grid, points, padding_mode="border")
 
 
+@operator
 def dense_image_warp(image, flow, name=None):
     """Returns `[batch, height, width, channels]`: at every pixel p the image at `p - flow[p]`.
 
@@ -135,6 +139,7 @@ def dense_image_warp(image, flow, name=None):
         return warped(image, -flow, "bilinear", "border")
 
 
+@operator
 def sparse_image_warp(
     image,
     source_control_point_locations,
@@ -202,6 +207,7 @@ def sparse_image_warp(
         return _to_rank(rank, dense_image_warp(images, flow)), flow
 
 
+@operator
 def interpolate_spline(
     train_points,
     train_values,
@@ -262,6 +268,7 @@ def interpolate_spline(
         return polyharmonic_spline(points, values, queries, order, tf.maximum(weight, 0))
 
 
+@operator
 def transform(
     images,
     transforms,
@@ -319,6 +326,7 @@ def transform(
         return _to_rank(rank, out)
 
 
+@operator
 def translate(
     images,
     translations,

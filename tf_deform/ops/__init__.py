@@ -1,4 +1,10 @@
-"""The operators as functions of tensors, all channels-last."""
+"""The operators as functions of tensors, all channels-last.
+
+As those of `keras.ops` they take KerasTensors too, and are then nodes of a Functional model, which
+saves them. Two things differ from the layers: a variable given to a function is saved as a constant
+and not trained, and Keras asks layers alone whether XLA can compile them. So with
+`sampling_ratio=0`, which XLA cannot compile, take the layer, or `compile(jit_compile=False)`.
+"""
 
 from tf_deform.ops.dcn import dcnv3, dcnv4
 from tf_deform.ops.deformable_attention import multi_scale_deformable_attention

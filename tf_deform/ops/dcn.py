@@ -5,8 +5,10 @@ import tensorflow as tf
 from tf_deform.ops import validation
 from tf_deform.ops.deformable_conv import explicit_padding, output_sizes
 from tf_deform.ops.sampling import Table, sample_table
+from tf_deform.ops.symbolic import operator
 
 
+@operator
 def dcnv3(
     inputs,
     offset,
@@ -75,6 +77,7 @@ def dcnv3(
     return geometry.weighted_taps(offset, mask, offset_scale)
 
 
+@operator
 def dcnv4(
     inputs,
     offset_mask,

@@ -4,8 +4,10 @@ import tensorflow as tf
 
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sample_table
+from tf_deform.ops.symbolic import operator
 
 
+@operator
 def multi_scale_deformable_attention(values, locations, weights):
     """Returns `[batch, queries, heads * dim]`: for each query and head a weighted sum of samples.
 

@@ -8,8 +8,10 @@ import tensorflow as tf
 from tf_deform import compiled, onnx_ops
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sample_table
+from tf_deform.ops.symbolic import operator
 
 
+@operator
 def deformable_conv(
     inputs, kernel, offset, mask=None, *, strides=1, padding="valid", dilation_rate=1
 ):

@@ -6,8 +6,10 @@ import tensorflow as tf
 
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import sample_axes
+from tf_deform.ops.symbolic import operator
 
 
+@operator
 def warp(inputs, flow, *, interpolation="bilinear", padding_mode="border"):
     """Returns `[batch, *space, channels]`: at every pixel p the inputs at `p + flow[p]`.
 
@@ -52,6 +54,7 @@ def warp(inputs, flow, *, interpolation="bilinear", padding_mode="border"):
     return warped(inputs, flow, interpolation, padding_mode)
 
 
+@operator
 def integrate_velocity(velocity, *, steps=7):
     """Returns the displacement `[batch, *space, rank]` of flowing along a velocity for unit time.
 

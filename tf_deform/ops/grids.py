@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from tf_deform import compiled, onnx_ops
 from tf_deform.ops import sampling, validation
+from tf_deform.ops.symbolic import operator
 
 
+@operator
 def affine_grid(theta, output_size, *, align_corners=False):
     """Returns the sampling grid `[batch, *output_size, rank]` of affine transformations.
 
@@ -39,6 +41,7 @@ def affine_grid(theta, output_size, *, align_corners=False):
     return _stacked(affine(theta, output_size, align_corners))
 
 
+@operator
 def projective_grid(theta, output_size, *, align_corners=False):
     """Returns the sampling grid `[batch, height, width, 2]` of projective transformations.
 
@@ -64,6 +67,7 @@ def projective_grid(theta, output_size, *, align_corners=False):
     return _stacked(projective(theta, output_size, align_corners))
 
 
+@operator
 def thin_plate_spline_grid(
     displacements, output_size, *, control_points=(4, 4), align_corners=False
 ):
@@ -95,6 +99,7 @@ def thin_plate_spline_grid(
     return _stacked(thin_plate_spline(displacements, output_size, control_points, align_corners))
 
 
+@operator
 def grid_sample(
     inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False
 ):

@@ -18,8 +18,10 @@ from tf_deform.ops.bins import (
     shift_of,
 )
 from tf_deform.ops.sampling import Table, checked_image_index
+from tf_deform.ops.symbolic import operator
 
 
+@operator
 def roi_align(
     features,
     boxes,
@@ -76,6 +78,7 @@ def roi_align(
     return tf.cast(pooled, features.dtype)
 
 
+@operator
 def multi_scale_roi_align(
     features,
     boxes,
@@ -141,6 +144,7 @@ def multi_scale_roi_align(
     return tf.cast(pooled, first.dtype)
 
 
+@operator
 def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2):
     """Returns `[rois, *output_size, output_channels]`: RoIAlign whose bins have their own channels.
 
@@ -183,6 +187,7 @@ def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0
     return tf.cast(pooled, features.dtype)
 
 
+@operator
 def deformable_roi_pool(
     features,
     boxes,
@@ -253,6 +258,7 @@ def deformable_roi_pool(
     return tf.cast(pooled, features.dtype)
 
 
+@operator
 def deformable_ps_roi_pool(
     features,
     boxes,

@@ -10,12 +10,14 @@ import tensorflow as tf
 from tf_deform import compiled
 from tf_deform.ops import validation
 from tf_deform.ops.gathering import gather_sum
+from tf_deform.ops.symbolic import operator
 
 INTERPOLATIONS = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection")
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
+@operator
 def weighted_sample(values, points, weights=None, image_index=None):
     """Returns `[rows, queries, channels]`: weighted sums of linear samples, zero outside.
 
@@ -78,6 +80,7 @@ def weighted_sample(values, points, weights=None, image_index=None):
     return sample_table(Table.of(values, groups), points, weights, image_index)
 
 
+@operator
 def sample(values, points, *, interpolation="bilinear", padding_mode="zeros"):
     """Returns `[batch, ..., channels]`: the values at fractional pixel positions.
 
