@@ -53,6 +53,7 @@ LEVELS = {
     "tf_deform.ops": 6,
     "tf_deform.layers.base": 7,
     "tf_deform.layers.projections": 8,
+    "tf_deform.layers.regions": 8,
     "tf_deform.layers.*": 9,
     "tf_deform.layers": 10,
     "tf_deform.addons": 10,
