@@ -6,6 +6,7 @@ import tensorflow as tf
 from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 
+_FEATURES, _BOXES = "[batch, height, width, channels]", "[batch, rois, 4]"
 _BOX_FORMATS = (
     *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
     *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
@@ -37,7 +38,7 @@ class RoIPooling(Layer):
         """Returns boxes `[batch * rois, 4]` as xyxy, their image, and (batch, rois)."""
         boxes = validation.floating("boxes", boxes)
         batch, height, width, _ = validation.sizes(features)
-        boxes = validation.shaped("boxes", boxes, [batch, None, 4], "[batch, rois, 4]")
+        boxes = validation.shaped("boxes", boxes, [batch, None, 4], _BOXES)
         boxes = tf.cast(boxes, tf.float64 if boxes.dtype == tf.float64 else tf.float32)
         name = self.bounding_box_format
         if name.startswith("rel_"):  # done here: Keras 3.7 gets rel_center_xywh wrong
@@ -55,9 +56,15 @@ class RoIPooling(Layer):
     def _unflat(self, pooled, batch_and_rois):
         return tf.reshape(pooled, [*batch_and_rois, *validation.sizes(pooled)[1:]])
 
-    def _features(self, features):
-        features = validation.floating("features", features)
-        features = validation.shaped(
-            "features", features, [None] * 4, "[batch, height, width, channels]"
-        )
+    def _features(self, features, name="features"):
+        features = validation.floating(name, features)
+        features = validation.shaped(name, features, [None] * 4, _FEATURES)
         return tf.cast(features, self.compute_dtype)
+
+    def _pooled_shape(self, features_shape, boxes_shape, channels):
+        """Returns the result's shape. Raises as `call`, which symbolic tensors do not reach."""
+        if isinstance(boxes_shape, dict):
+            validation.floating("boxes", boxes_shape)
+        validation.check_shape("features", features_shape, [None] * 4, _FEATURES)
+        validation.check_shape("boxes", boxes_shape, [features_shape[0], None, 4], _BOXES)
+        return (*boxes_shape[:2], *self.output_size, channels)

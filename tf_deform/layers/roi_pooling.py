@@ -8,6 +8,7 @@ import tensorflow as tf
 from tf_deform import ops
 from tf_deform.layers.regions import RoIPooling
 from tf_deform.ops import validation
+from tf_deform.ops.roi_pooling import checked_scales
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -41,10 +42,10 @@ class RoIAlign(RoIPooling):
 
     def __init__(self, output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True, **kwargs):
         super().__init__(output_size, **kwargs)
-        self.spatial_scale = spatial_scale
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
+        self.aligned = validation.boolean("aligned", aligned)
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     @property
@@ -66,7 +67,7 @@ class RoIAlign(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape):
-        return (*boxes_shape[:2], *self.output_size, features_shape[-1])
+        return self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -109,14 +110,12 @@ class MultiScaleRoIAlign(RoIPooling):
         **kwargs,
     ):
         super().__init__(output_size, **kwargs)
-        self.scales = tuple(scales)
-        if not self.scales:
-            raise ValueError(f"scales must have one entry a feature map, received {scales!r}")
+        self.scales = checked_scales(scales)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
-        self.canonical_size = canonical_size
-        self.canonical_level = canonical_level
+        self.aligned = validation.boolean("aligned", aligned)
+        self.canonical_size = validation.number("canonical_size", canonical_size, above=0)
+        self.canonical_level = validation.number("canonical_level", canonical_level)
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     @property
@@ -125,7 +124,10 @@ class MultiScaleRoIAlign(RoIPooling):
         return [*super()._options, *own]
 
     def call(self, features, boxes):
-        features = [self._features(level) for level in features]
+        features = [
+            self._features(level, f"features[{index}]")
+            for index, level in enumerate(validation.listed("features", features))
+        ]
         boxes, image, shape = self._flat_boxes(features[0], boxes, self.scales[0])
         pooled = ops.multi_scale_roi_align(
             features,
@@ -141,7 +143,9 @@ class MultiScaleRoIAlign(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape):
-        return (*boxes_shape[:2], *self.output_size, features_shape[0][-1])
+        if not all(isinstance(each, list | tuple) for each in features_shape):
+            raise ValueError(f"features must be a list of feature maps, received {features_shape}")
+        return self._pooled_shape(features_shape[0], boxes_shape, features_shape[0][-1])
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -174,7 +178,7 @@ class PSRoIAlign(RoIPooling):
         super().__init__(output_size, **kwargs)
         validation.at_least(1, output_channels=output_channels)
         self.output_channels = output_channels
-        self.spatial_scale = spatial_scale
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
         self.supports_jit = self.supports_jit and sampling_ratio > 0
@@ -205,7 +209,7 @@ class PSRoIAlign(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape):
-        return (*boxes_shape[:2], *self.output_size, self.output_channels)
+        return self._pooled_shape(features_shape, boxes_shape, self.output_channels)
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -253,12 +257,12 @@ class DeformableRoIPooling(RoIPooling):
         **kwargs,
     ):
         super().__init__(output_size, **kwargs)
-        self.spatial_scale = spatial_scale
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.gamma = gamma
-        self.modulated = modulated
-        self.offset_units = tuple(offset_units)
+        self.gamma = validation.number("gamma", gamma)
+        self.modulated = validation.boolean("modulated", modulated)
+        self.offset_units = validation.integers("offset_units", offset_units, minimum=1)
         self.supports_jit = self.supports_jit and sampling_ratio > 0
         self.hidden = [
             keras.layers.Dense(
@@ -269,7 +273,10 @@ class DeformableRoIPooling(RoIPooling):
         wide = "float64" if self.compute_dtype == "float64" else "float32"
         bins = math.prod(self.output_size)
         self.predictor = keras.layers.Dense(
-            bins * (3 if modulated else 2), kernel_initializer="zeros", dtype=wide, name="offset"
+            bins * (3 if self.modulated else 2),
+            kernel_initializer="zeros",
+            dtype=wide,
+            name="offset",
         )
 
     @property
@@ -280,6 +287,8 @@ class DeformableRoIPooling(RoIPooling):
     def build(self, features_shape, boxes_shape, offset_shape=None):
         self.predicts = offset_shape is None
         if self.predicts:
+            if features_shape[-1] is None:
+                raise ValueError(f"features must have known channels, received {features_shape}")
             shape = (None, math.prod(self.output_size) * features_shape[-1])
             for dense in (*self.hidden, self.predictor):
                 dense.build(shape)
@@ -328,7 +337,7 @@ class DeformableRoIPooling(RoIPooling):
         return predicted[..., :2], mask
 
     def compute_output_shape(self, features_shape, boxes_shape, offset_shape=None):
-        return (*boxes_shape[:2], *self.output_size, features_shape[-1])
+        return self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -385,8 +394,8 @@ class DeformablePSRoIPooling(RoIPooling):
         self.group_size = group_size
         self.part_size = part_size
         self.sample_per_part = sample_per_part
-        self.trans_std = trans_std
-        self.spatial_scale = spatial_scale
+        self.trans_std = validation.number("trans_std", trans_std)
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
 
     @property
     def _options(self):
@@ -420,4 +429,4 @@ class DeformablePSRoIPooling(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape, offset_shape=None):
-        return (*boxes_shape[:2], *self.output_size, self.output_channels)
+        return self._pooled_shape(features_shape, boxes_shape, self.output_channels)
