@@ -145,7 +145,8 @@ class MultiScaleDeformableAttention(Projected):
             return [self.value_proj(each) for each in values]
         if not isinstance(masks, list | tuple) or len(masks) != len(values):
             raise ValueError(
-                f"padding_masks must be a list of {len(values)} masks, received {masks!r}"
+                f"padding_masks must be a list of {len(values)} masks, received "
+                + (str(len(masks)) if isinstance(masks, list | tuple) else type(masks).__name__)
             )
         projected = []
         for index, (value, mask) in enumerate(zip(values, masks, strict=True)):
