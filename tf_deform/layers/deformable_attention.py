@@ -68,6 +68,10 @@ class MultiScaleDeformableAttention(Projected):
         return ["num_heads", "key_dim", "num_points"]
 
     def build(self, query_shape, reference_points_shape, values_shape, padding_masks_shape=None):
+        if not all(isinstance(shape, list | tuple) for shape in values_shape):
+            raise ValueError(
+                f"values must be a list of feature maps, received one of shape {values_shape}"
+            )
         maps = [tuple(shape) for shape in values_shape]
         channels = {shape[-1] for shape in maps}
         if len(channels) != 1 or None in channels or any(len(shape) != 4 for shape in maps):
@@ -141,7 +145,8 @@ class MultiScaleDeformableAttention(Projected):
             return [self.value_proj(each) for each in values]
         if not isinstance(masks, list | tuple) or len(masks) != len(values):
             raise ValueError(
-                f"padding_masks must be a list of {len(values)} masks, received {masks!r}"
+                f"padding_masks must be a list of {len(values)} masks, received "
+                + (str(len(masks)) if isinstance(masks, list | tuple) else type(masks).__name__)
             )
         projected = []
         for index, (value, mask) in enumerate(zip(values, masks, strict=True)):

@@ -9,7 +9,13 @@ import tensorflow as tf
 from tf_deform import ops
 from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
-from tf_deform.ops.deformable_conv import explicit_padding, output_sizes
+from tf_deform.ops.deformable_conv import (
+    check_holds,
+    explicit_padding,
+    holding,
+    least_pixels,
+    output_sizes,
+)
 
 
 class DeformableConv(Layer):
@@ -56,7 +62,8 @@ class DeformableConv(Layer):
         `[batch, *output, filters]` in the compute dtype.
 
     Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
+        ValueError, TypeError: an option, shape or dtype that does not fit, and images, if there are
+            any, smaller with their padding than the kernel.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.1); Zhu et
     al., "Deformable ConvNets v2" (arXiv:1811.11168, section 3.2).
@@ -98,25 +105,16 @@ class DeformableConv(Layer):
             raise ValueError(
                 f"filters must be divisible by groups, received {filters} and {groups}"
             )
-        if max_offset is not None and not 0 < max_offset < math.inf:
-            raise ValueError(
-                f"max_offset must be None or finite and above 0, received {max_offset!r}"
-            )
-        if not 0 <= offset_gradient_scale < math.inf:
-            raise ValueError(
-                "offset_gradient_scale must be finite and at least 0, received "
-                f"{offset_gradient_scale!r}"
-            )
         self.filters = filters
         self.kernel_size = validation.per_axis("kernel_size", kernel_size, self.rank)
         self.strides = validation.per_axis("strides", strides, self.rank)
         self.padding = padding.lower() if isinstance(padding, str) else padding
-        self.data_format = data_format or keras.config.image_data_format()
+        self.data_format = keras.config.image_data_format() if data_format is None else data_format
         validation.choice("data_format", self.data_format, ("channels_last", "channels_first"))
         self.dilation_rate = validation.per_axis("dilation_rate", dilation_rate, self.rank)
         self.groups = groups
         self.activation = keras.activations.get(activation)
-        self.use_bias = use_bias
+        self.use_bias = validation.boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -124,11 +122,13 @@ class DeformableConv(Layer):
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.deformable_groups = deformable_groups
-        self.modulated = modulated
-        self.mask_scale = mask_scale
-        self.max_offset = max_offset
+        self.modulated = validation.boolean("modulated", modulated)
+        self.mask_scale = validation.number("mask_scale", mask_scale, above=0)
+        self.max_offset = validation.number("max_offset", max_offset, above=0, optional=True)
         self.offset_kernel_initializer = keras.initializers.get(offset_kernel_initializer)
-        self.offset_gradient_scale = offset_gradient_scale
+        self.offset_gradient_scale = validation.number(
+            "offset_gradient_scale", offset_gradient_scale, minimum=0
+        )
         self._explicit_padding([1] * self.rank)  # raises on a padding that is none
 
     def build(self, inputs_shape, offset_shape=None, modulation_shape=None):
@@ -221,6 +221,11 @@ class DeformableConv(Layer):
     def compute_output_shape(self, inputs_shape, offset_shape=None, modulation_shape=None):
         batch, *rest = inputs_shape
         space = rest[:-1] if self.data_format == "channels_last" else rest[1:]
+        check_holds(batch, space, least_pixels(self.padding, self._extents))
+        if offset_shape is not None:
+            validation.check_shape("offset", offset_shape, *self._moved(self._offsets))
+        if modulation_shape is not None:
+            validation.check_shape("modulation", modulation_shape, *self._moved(self._masks))
         known = [1 if size is None else size for size in space]
         output = output_sizes(known, self._explicit_padding(known), self._extents, self.strides)
         output = [None if size is None else out for size, out in zip(space, output, strict=True)]
@@ -279,22 +284,21 @@ class DeformableConv(Layer):
         return explicit_padding(self.padding, space, self._extents, self.strides)
 
     def _inputs(self, inputs):
-        inputs = validation.floating("inputs", inputs)
-        return self._to_channels_last(tf.cast(inputs, self.compute_dtype))
+        inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
+        least = least_pixels(self.padding, self._extents)
+        return holding(self._to_channels_last(inputs), least)
 
     def _given(self, name, tensor, channels):
         """Returns an offset or modulation channels-last; its other sizes are checked later."""
         tensor = validation.floating(name, tensor)
-        expected = [None] * (self.rank + 2)
-        expected[-1 if self.data_format == "channels_last" else 1] = channels
-        where = (
-            f"*output, {channels}"
-            if self.data_format == "channels_last"
-            else f"{channels}, *output"
-        )
-        return self._to_channels_last(
-            validation.shaped(name, tensor, expected, f"[batch, {where}]")
-        )
+        return self._to_channels_last(validation.shaped(name, tensor, *self._moved(channels)))
+
+    def _moved(self, channels):
+        """Returns the shape of what is given for each output pixel, and the shape in words."""
+        free = [None] * self.rank
+        if self.data_format == "channels_last":
+            return [None, *free, channels], f"[batch, *output, {channels}]"
+        return [None, channels, *free], f"[batch, {channels}, *output]"
 
     def _predict(self, inputs):
         """Returns offset and modulation, or None, for channels-last inputs."""

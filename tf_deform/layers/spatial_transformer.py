@@ -29,7 +29,7 @@ class _Sampler(Layer):
         validation.choice("padding_mode", padding_mode, PADDING_MODES)
         self.interpolation = interpolation
         self.padding_mode = padding_mode
-        self.align_corners = align_corners
+        self.align_corners = validation.boolean("align_corners", align_corners)
 
     def get_config(self):
         return {
@@ -74,6 +74,9 @@ class GridSample(_Sampler):
         )
 
     def compute_output_shape(self, inputs_shape, grid_shape):
+        batch, *space, _ = inputs_shape
+        expected = [batch, *[None] * len(space), len(space)]
+        validation.check_shape("grid", grid_shape, expected, "[batch, *output_size, rank]")
         return (*grid_shape[:-1], inputs_shape[-1])
 
 
@@ -133,6 +136,11 @@ class SpatialTransformer(_Sampler):
     ):
         super().__init__(**kwargs)
         validation.choice("transformation", transformation, _TRANSFORMATIONS)
+        if localization is not None and not isinstance(localization, keras.layers.Layer):
+            raise ValueError(
+                "localization must be a Keras layer or model, or None, received "
+                f"{localization!r}; keras.layers.Lambda makes a layer of a function"
+            )
         self.localization = localization
         self.transformation = transformation
         if output_size is not None:
@@ -171,6 +179,10 @@ class SpatialTransformer(_Sampler):
         if not self.localization.built:
             self.localization.build(inputs_shape)
         features_shape = self.localization.compute_output_shape(inputs_shape)
+        if not all(size is None or isinstance(size, int) for size in features_shape):
+            raise ValueError(
+                f"localization must return one tensor, received outputs of {features_shape}"
+            )
         if None in features_shape[1:]:
             raise ValueError(
                 "localization must return features of known size (pool them globally where the "
@@ -192,12 +204,10 @@ class SpatialTransformer(_Sampler):
         if parameters is None:
             parameters = self.predict_parameters(inputs)
         batch, *space, _ = validation.sizes(inputs)
-        count = len(self._identity(len(space)))
         parameters = validation.shaped(
             "parameters",
             validation.floating("parameters", parameters),
-            [batch, count],
-            f"[batch, {count}] for the transformation {self.transformation!r}",
+            *self._expected(batch, len(space)),
         )
         if parameters.dtype != tf.float64:
             parameters = tf.cast(parameters, tf.float32)
@@ -208,6 +218,9 @@ class SpatialTransformer(_Sampler):
         )
 
     def compute_output_shape(self, inputs_shape, parameters_shape=None):
+        if parameters_shape is not None:
+            expected, meaning = self._expected(inputs_shape[0], len(inputs_shape) - 2)
+            validation.check_shape("parameters", parameters_shape, expected, meaning)
         size = inputs_shape[1:-1] if self.output_size is None else self.output_size
         return (inputs_shape[0], *size, inputs_shape[-1])
 
@@ -225,6 +238,11 @@ class SpatialTransformer(_Sampler):
         config = dict(config)
         config["localization"] = keras.saving.deserialize_keras_object(config["localization"])
         return cls(**config)
+
+    def _expected(self, batch, rank):
+        """Returns the parameters' shape, and the shape in words."""
+        count = len(self._identity(rank))
+        return [batch, count], f"[batch, {count}] for the transformation {self.transformation}"
 
     def _identity(self, rank):
         """Returns the parameters of the identity, for inputs with `rank` spatial axes."""
