@@ -84,6 +84,11 @@ class XlaKernel : public tensorflow::XlaOpKernel {
   }
 
   void Compile(XlaOpKernelContext* context) override {
+    OP_REQUIRES_OK(context, StatusOf(Guarded([&] { Emit(context); })));
+  }
+
+ private:
+  void Emit(XlaOpKernelContext* context) {
     Call call = call_;
     call.type = TypeOf(context->input_type(0));
     std::vector<xla::XlaOp> operands;
@@ -127,7 +132,6 @@ class XlaKernel : public tensorflow::XlaOpKernel {
     }
   }
 
- private:
   static constexpr int kPositions = IsConv(kOp) ? 2 : 1;  // NaN ones are not sampled
   // Which input the first output is as long as, along the axes that may vary; others follow.
   static constexpr int kFirstLike = kOp == Op::kSample || kOp == Op::kSampleGradPoints ? 1 : 0;
