@@ -68,21 +68,28 @@ def make(seed, mode):
     """Returns the case of a seed in a mode; XLA is spared the largest."""
     rng = np.random.default_rng(seed)
     op = str(rng.choice(list(OPS)))
-    kind = str(rng.choice(["small", "vast", "bulky"], p=[0.895, 0.1, 0.005]))
-    if kind == "bulky" and mode == "jit":
-        kind = "small"
-    draft = (_draft_conv if op.startswith("conv") else _draft_sample)(rng, op, kind)
-    spoilt = rng.random() < 0.4
-    if spoilt:
-        for _ in range(rng.integers(1, 3)):
-            rng.choice(_SPOILERS)(rng, draft)
+    draft = _draft(rng, op, mode)
+    while mode == "jit" and not all(map(_fits_xla, itertools.chain(*draft.shapes.values()))):
+        draft = _draft(rng, op, mode)
     inputs = {}
     for name, several in draft.shapes.items():
         made = [_fill(rng, draft, name, tuple(shape)) for shape in several]
         inputs[name] = made if name in draft.lists else made[0]
-    memory = int(rng.choice([16, 64, 128, 256])) if kind == "bulky" else None
-    tame = kind == "small" and not spoilt and not draft.hostile
+    memory = int(rng.choice([16, 64, 128, 256])) if draft.kind == "bulky" else None
+    tame = draft.kind == "small" and not draft.spoilt and not draft.hostile
     return Case(op, inputs, draft.attributes, memory, tame)
+
+
+def _draft(rng, op, mode):
+    kind = str(rng.choice(["small", "vast", "bulky"], p=[0.895, 0.1, 0.005]))
+    if kind == "bulky" and mode == "jit":
+        kind = "small"
+    draft = (_draft_conv if op.startswith("conv") else _draft_sample)(rng, op, kind)
+    draft.spoilt = rng.random() < 0.4
+    if draft.spoilt:
+        for _ in range(rng.integers(1, 3)):
+            rng.choice(_SPOILERS)(rng, draft)
+    return draft
 
 
 class _Draft:
@@ -91,6 +98,7 @@ class _Draft:
     def __init__(self, rng, layout, sizes, kind, lists):
         if kind == "vast":
             _widen(rng, layout, sizes)
+        self.kind = kind
         self.lists = lists
         self.shapes = {
             name: [[_size(entry, sizes) for entry in shape] for shape in several]
@@ -133,6 +141,11 @@ def _fits(shape):
     """Returns whether TensorFlow, which multiplies sizes in their order, can make such a tensor."""
     products = itertools.accumulate(shape, operator.mul)
     return math.prod(shape) <= MOST and max([0, *shape, *products]) < 2**63
+
+
+def _fits_xla(shape):
+    """Returns whether XLA survives such a tensor: it leaves out no 0 as it multiplies sizes."""
+    return math.prod(max(size, 1) for size in shape) < 2**60
 
 
 def _draft_sample(rng, op, kind):

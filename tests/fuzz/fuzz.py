@@ -30,6 +30,13 @@ MODES = ("eager", "graph", "unknown", "jit")
 BATCH = 1000  # cases a child, at most
 STARTING = 120  # seconds that a child may take before its first case
 TOLD = re.compile(r"ERROR: AddressSanitizer|runtime error|terminate called|what\(\):|Check failed")
+ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    # oneDNN's allocator has tensors in one piece, whose edges no sanitizer knows, and waits for
+    # ten seconds where there is no memory.
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
 SANITIZERS = {
     # Python and TensorFlow leak and mix allocators; memory is limited here, not by the system.
     "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_container_overflow=0:"
@@ -148,8 +155,7 @@ class Hunt:
         return self.modes[seed % len(self.modes)]
 
     def _environment(self):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT)}
-        environment["CUDA_VISIBLE_DEVICES"] = "-1"
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
         if self.options.sanitized:
             names = ("libasan.so", "libubsan.so")
             found = [
