@@ -172,6 +172,7 @@ def _draft_sample(rng, op, kind):
     draft = _Draft(rng, layout, sizes, kind, ["weights", "image_index"])
     draft.dtypes["image_index"] = np.int64
     draft.index_limit = sizes["images"]
+    draft.hostile |= not sizes["points"]  # which the portable form refuses
     draft.attributes["units"] = str(rng.choice(UNITS, p=[0.6, 0.2, 0.2]))
     return draft
 
@@ -290,7 +291,9 @@ def _fill(rng, draft, name, shape):
     if name == "image_index":
         values = _indices(rng, draft.index_limit, drawn)
     elif name == "before":
-        values = rng.integers(-1, 3, drawn) if rng.random() < 0.85 else rng.choice(INTS[1:8], drawn)
+        strange = rng.random() < 0.15
+        values = rng.choice(INTS[1:8], drawn) if strange else rng.integers(-1, 3, drawn)
+        draft.hostile |= strange
     elif name in ("points", "offset"):
         size = shape[-1] + 2 if shape else 1
         values = _places(rng, draft.positions, drawn, size)

@@ -57,9 +57,10 @@ def main(modes, first, end, sanitized):
         _say("begin", seed)
         mode = modes[seed % len(modes)]
         case = cases.make(seed, mode)
+        tensors = [tf.reshape(tf.constant(each.flat), each.shape) for each in _flat(case)]
         if not sanitized:
             _limit(ROOM if case.memory is None else case.memory)
-        refusal, faults = judge(module, case, mode, seed)
+        refusal, faults = judge(module, case, tensors, mode, seed)
         _limit(None)
         _say("end", seed, case.op, refusal, faults)
 
@@ -77,14 +78,10 @@ def _limit(mebibytes):
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def judge(module, case, mode, seed):
+def judge(module, case, tensors, mode, seed):
     """Returns why a case is refused in its mode, or "", and a list of what is wrong with it."""
     faults = []
     run = _runner(module, case)
-    try:
-        tensors = [tf.reshape(tf.constant(each.flat), each.shape) for each in _flat(case)]
-    except tf.errors.ResourceExhaustedError:
-        return NO_ROOM, []
     eager = _attempt(lambda: run(*tensors), faults)
     if mode == "eager":
         again = _attempt(lambda: run(*tensors), faults)

@@ -29,7 +29,11 @@ ROOT = HERE.parents[1]
 MODES = ("eager", "graph", "unknown", "jit")
 BATCH = 1000  # cases a child, at most
 STARTING = 120  # seconds that a child may take before its first case
-TOLD = re.compile(r"ERROR: AddressSanitizer|runtime error|terminate called|what\(\):|Check failed")
+TOLD = re.compile(
+    r"AddressSanitizer:|runtime error|terminate called|what\(\)|Check failed|^\S*Error:"
+)
+# What AddressSanitizer says instead of throwing std::bad_alloc.
+NO_ROOM = re.compile(r"AddressSanitizer: (allocator is out of memory|requested allocation size)")
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "CUDA_VISIBLE_DEVICES": "-1",
@@ -147,8 +151,12 @@ class Hunt:
             if first < end:
                 raise RuntimeError(f"a child ended without a case: {said[-2000:]}")
             return end
-        why = f"hangs for {self.options.timeout:g} s" if hung else _death(child.returncode, said)
-        self._record(running, cases.make(running, self._mode(running)).op, None, [why])
+        op = cases.make(running, self._mode(running)).op
+        if NO_ROOM.search(said):
+            self._record(running, op, "no memory", [])
+        else:
+            seconds = f"hangs for {self.options.timeout:g} s"
+            self._record(running, op, None, [seconds if hung else _death(child.returncode, said)])
         return running + 1
 
     def _mode(self, seed):
