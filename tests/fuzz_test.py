@@ -75,7 +75,7 @@ def test_the_judge_finds_what_is_wrong(modules, op, faults):
         tf_deform_weighted_sample=lambda **given: op(calls, given),
     )
     values = modules.cases.Tensor((2,), np.ones(2, np.float32))
-    case = modules.cases.Case("sample", {"values": values}, {}, memory=None, tame=False)
+    case = modules.cases.Case("sample", {"values": values}, {}, [], memory=None, tame=False)
     _, found = modules.child.judge(module, case, [tf.ones(2)], "eager", seed=0)
     assert found == faults
 

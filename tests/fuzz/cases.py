@@ -40,13 +40,16 @@ class Tensor(NamedTuple):
 class Case(NamedTuple):
     """One call. `inputs` holds a Tensor, or a list of them, for each of the op's arguments.
 
-    memory: MiB that may be allocated during the call, None for the usual limit. tame: sizes and
-    values are such that another implementation must find the same up to rounding.
+    If it holds `keep` as well, data decide a size: the call gets only those rows of the arguments
+    named in `rows` that `keep` says. memory: MiB that may be allocated during the call, None for
+    the usual limit. tame: sizes and values are such that another implementation must find the same
+    up to rounding.
     """
 
     op: str
     inputs: dict
     attributes: dict
+    rows: list
     memory: int | None
     tame: bool
 
@@ -75,9 +78,13 @@ def make(seed, mode):
     for name, several in draft.shapes.items():
         made = [_fill(rng, draft, name, tuple(shape)) for shape in several]
         inputs[name] = made if name in draft.lists else made[0]
+    if draft.kind == "small" and not draft.spoilt and rng.random() < 0.1:
+        kept = rng.random(inputs[draft.rows[0]].shape[0]) < 0.7
+        inputs["keep"] = Tensor(kept.shape, kept)
+        draft.hostile = True
     memory = int(rng.choice([16, 64, 128, 256])) if draft.kind == "bulky" else None
     tame = draft.kind == "small" and not draft.spoilt and not draft.hostile
-    return Case(op, inputs, draft.attributes, memory, tame)
+    return Case(op, inputs, draft.attributes, draft.rows, memory, tame)
 
 
 def _draft(rng, op, mode):
@@ -100,6 +107,8 @@ class _Draft:
             _widen(rng, layout, sizes)
         self.kind = kind
         self.lists = lists
+        rows = layout["points" if "points" in layout else "offset"][0][0]
+        self.rows = [name for name, given in layout.items() if given and given[0][0] == rows]
         self.shapes = {
             name: [[_size(entry, sizes) for entry in shape] for shape in several]
             for name, several in layout.items()

@@ -117,6 +117,11 @@ def _runner(module, case):
             name: [next(left) for _ in given] if isinstance(given, list) else next(left)
             for name, given in case.inputs.items()
         }
+        keep = arguments.pop("keep", None)
+        for name in case.rows if keep is not None else []:
+            arguments[name] = tf.nest.map_structure(
+                lambda given: tf.boolean_mask(given, tf.ensure_shape(keep, [None])), arguments[name]
+            )
         return tf.nest.flatten(op(**arguments, **case.attributes))
 
     return run
