@@ -102,9 +102,9 @@ def _draft(rng, op, mode):
 class _Draft:
     """A call before its elements are drawn: shapes and dtypes by argument, and attributes."""
 
-    def __init__(self, rng, layout, sizes, kind, lists):
+    def __init__(self, rng, layout, sizes, free, kind, lists):
         if kind == "vast":
-            _widen(rng, layout, sizes)
+            _widen(rng, layout, sizes, free)
         self.kind = kind
         self.lists = lists
         rows = layout["points" if "points" in layout else "offset"][0][0]
@@ -134,14 +134,18 @@ def _small(rng):
     return int(rng.choice([0, 1, 2, 3, 4, 5, 7], p=[0.04, 0.2, 0.2, 0.2, 0.16, 0.1, 0.1]))
 
 
-def _widen(rng, layout, sizes):
-    """Sets some sizes to huge numbers, and others to 0 until every input can exist."""
-    vast = [str(name) for name in rng.choice(list(sizes), rng.integers(1, 4))]
+def _widen(rng, layout, sizes, free):
+    """Sets some sizes to huge numbers, and others to 0 until every input can exist.
+
+    Mostly sizes that are `free`: whatever they are, the call is well formed, or nearly so.
+    """
+    candidates, most = (free, 5) if rng.random() < 0.7 else (list(sizes), len(VAST))
+    vast = [str(name) for name in rng.choice(candidates, rng.integers(1, 4))]
     for name in vast:
-        sizes[name] = int(rng.choice(VAST))
+        sizes[name] = int(rng.choice(VAST[:most]))
     for shape in itertools.chain(*layout.values()):
         names = [name for entry in shape for name in entry if name in sizes]
-        spare = [name for name in names if name not in vast] or names
+        spare = [name for name in names if name in candidates and name not in vast] or names
         while names and not _fits([_size(entry, sizes) for entry in shape]):
             sizes[str(rng.choice(spare if rng.random() < 0.8 else names))] = 0
 
@@ -178,7 +182,8 @@ def _draft_sample(rng, op, kind):
     }
     if op != "sample":
         layout["gradient"] = [[(rows,), ("queries",), ("groups", "unit")]]
-    draft = _Draft(rng, layout, sizes, kind, ["weights", "image_index"])
+    free = [name for name in names if name != "groups"]
+    draft = _Draft(rng, layout, sizes, free, kind, ["weights", "image_index"])
     draft.dtypes["image_index"] = np.int64
     draft.index_limit = sizes["images"]
     draft.hostile |= not sizes["points"]  # which the portable form refuses
@@ -210,7 +215,7 @@ def _draft_conv(rng, op, kind):
     }
     if op != "conv":
         layout["gradient"] = [[*pixels, ("groups", "filters")]]
-    draft = _Draft(rng, layout, sizes, kind, ["mask"])
+    draft = _Draft(rng, layout, sizes, ["batch", *space, *output], kind, ["mask"])
     draft.dtypes["before"] = np.int32
     for name in ("strides", "dilations"):
         draft.attributes[name] = rng.integers(1, 4, rank).tolist()
