@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 MODES = ("eager", "graph", "unknown", "jit")
 BATCH = 1000  # cases a child, at most
-STARTING = 120  # seconds that a child may take before its first case
+STARTING = 300  # seconds that a child may take before its first case
 TOLD = re.compile(
     r"AddressSanitizer:|runtime error|terminate called|what\(\)|Check failed|^\S*Error:"
 )
