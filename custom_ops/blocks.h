@@ -1,7 +1,8 @@
 // The blocks of a loop, taken by the caller and by as many threads of a pool as come to help.
+// For tensorflow, which makes pools of it, and the kernels' test.
 
-#ifndef TF_DEFORM_BLOCKS_H_
-#define TF_DEFORM_BLOCKS_H_
+#ifndef TF_DEFORM_CUSTOM_OPS_BLOCKS_H_
+#define TF_DEFORM_CUSTOM_OPS_BLOCKS_H_
 
 #include <algorithm>
 #include <atomic>
@@ -75,4 +76,4 @@ void RunInBlocks(int64_t count, int64_t cost, int64_t threads, Blocks::Work work
 
 }  // namespace tf_deform
 
-#endif  // TF_DEFORM_BLOCKS_H_
+#endif  // TF_DEFORM_CUSTOM_OPS_BLOCKS_H_

@@ -1,7 +1,8 @@
 // Errors where no exception may go: through the tables of C functions, and out of what others call.
+// For every room.
 
-#ifndef TF_DEFORM_ERRORS_H_
-#define TF_DEFORM_ERRORS_H_
+#ifndef TF_DEFORM_CUSTOM_OPS_ERRORS_H_
+#define TF_DEFORM_CUSTOM_OPS_ERRORS_H_
 
 #include <cstdio>
 #include <exception>
@@ -47,4 +48,4 @@ Error Guarded(Work&& work) noexcept {
 
 }  // namespace tf_deform
 
-#endif  // TF_DEFORM_ERRORS_H_
+#endif  // TF_DEFORM_CUSTOM_OPS_ERRORS_H_

@@ -1,8 +1,11 @@
-// What the CPU kernels offer: a table of C functions, one table an instruction set. They know
-// neither TensorFlow nor XLA: who calls them checks the arguments and lends the threads.
+// A table of C functions: what the kernels offer, the sizes that they take, and threads to run on.
+// For cpu, which fills it, and tensorflow, which calls it.
+//
+// There is one table an instruction set. Kernels know neither TensorFlow nor XLA: who calls them
+// has checked the arguments and lends the threads.
 
-#ifndef TF_DEFORM_KERNELS_H_
-#define TF_DEFORM_KERNELS_H_
+#ifndef TF_DEFORM_CUSTOM_OPS_KERNELS_H_
+#define TF_DEFORM_CUSTOM_OPS_KERNELS_H_
 
 #include <algorithm>
 #include <atomic>
@@ -10,8 +13,8 @@
 #include <exception>
 #include <type_traits>
 
-#include "errors.h"
-#include "sampling.h"
+#include "custom_ops/errors.h"
+#include "custom_ops/sampling.h"
 
 namespace tf_deform {
 
@@ -152,4 +155,4 @@ void SetConvGradKernels(TypedKernels<T>* kernels);
 // The only name that a kernel library shows.
 extern "C" const tf_deform::Kernels* TfDeformKernels();
 
-#endif  // TF_DEFORM_KERNELS_H_
+#endif  // TF_DEFORM_CUSTOM_OPS_KERNELS_H_

@@ -1,8 +1,8 @@
-// Linear interpolation in one to three dimensions: corners, weights and derivatives. This is the
-// only interpolation in C++; it needs no library, and CUDA can include it.
+// Linear interpolation in 1-D to 3-D: corners, weights, derivatives; the only one in C++.
+// For the kernels in cpu and cuda, and their tests: it includes no library.
 
-#ifndef TF_DEFORM_SAMPLING_H_
-#define TF_DEFORM_SAMPLING_H_
+#ifndef TF_DEFORM_CUSTOM_OPS_SAMPLING_H_
+#define TF_DEFORM_CUSTOM_OPS_SAMPLING_H_
 
 #include <cmath>
 #include <cstdint>
@@ -240,4 +240,4 @@ TF_DEFORM_INLINE void PlaceCorners(const T* point, const Space<T, kRank>& space,
 
 }  // namespace tf_deform
 
-#endif  // TF_DEFORM_SAMPLING_H_
+#endif  // TF_DEFORM_CUSTOM_OPS_SAMPLING_H_

@@ -138,6 +138,69 @@ def test_private_names_stay_in_their_module(module):
             assert not (private and node.value.id not in ("self", "cls")), node.attr
 
 
+# The rooms of custom_ops
+
+ROOMS = ROOT / "custom_ops"
+SOURCES = [
+    path
+    for room in (".", "cpu", "cuda", "cuda/emulation", "tensorflow")
+    for path in sorted((ROOMS / room).glob("*.*"))
+    if path.suffix in (".cc", ".cu", ".h")
+]
+# Which rooms each room may include files of; "." are the headers that all share.
+SEES = {
+    ".": {"."},
+    "cpu": {"cpu", "."},
+    "cuda": {"cuda", "."},
+    "tensorflow": {"tensorflow", "cpu", "cuda", "."},
+}
+OF_TENSORFLOW = ("absl/", "tensorflow/", "tsl/", "xla/", "Eigen/", "unsupported/")
+
+
+def room_of(path):
+    """Returns the room of a file, given by its path in custom_ops."""
+    return pathlib.PurePath(path).parts[0] if "/" in str(path) else "."
+
+
+def wrong_includes(path, text):
+    """Returns what a file of custom_ops includes and may not."""
+    room = room_of(path)
+    included = re.findall(r'^ *# *include ["<]([^">]+)[">]', text, re.M)
+    ours = [each.removeprefix("custom_ops/") for each in included if "custom_ops/" in each]
+    foreign = [each for each in included if each.startswith(OF_TENSORFLOW)]
+    wrong = [each for each in ours if room_of(each) not in SEES[room]]
+    if path.name == "device.h":  # where nvcc does not compile it, the emulation takes CUDA's place
+        return wrong
+    may_emulate = path.parent.name == "emulation" or "_test" in path.name
+    wrong += [each for each in ours if "emulation/" in each and not may_emulate]
+    return wrong + (foreign if room != "tensorflow" else [])
+
+
+@pytest.mark.parametrize("path", [str(each.relative_to(ROOMS)) for each in SOURCES])
+def test_a_room_includes_what_is_below_it_alone(path):
+    path = pathlib.PurePath(path)
+    text = (ROOMS / path).read_text()
+    assert not wrong_includes(path, text)
+    opening = text.splitlines()[:2]
+    assert all(line.startswith("// ") and line.endswith((".", ";", "]")) for line in opening)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("kernels.h", '#include "custom_ops/cpu/rows.h"'),
+        ("cpu/rows.h", '#include "custom_ops/cuda/device.h"'),
+        ("cpu/rows.h", '#include "custom_ops/tensorflow/call.h"'),
+        ("cpu/rows.h", '#include "tensorflow/core/framework/op_kernel.h"'),
+        ("cuda/columns.h", '#include "custom_ops/cpu/rows.h"'),
+        ("cuda/sample.cu", "#include <xla/ffi/api/ffi.h>"),
+        ("cuda/sample.cu", '#include "custom_ops/cuda/emulation/emulation.h"'),
+    ],
+)
+def test_an_include_in_the_wrong_direction_is_found(path, line):
+    assert len(wrong_includes(pathlib.PurePath(path), line)) == 1
+
+
 # The API: names, order, defaults and what is keyword-only. The
 # convolution layers follow Keras's, see deformable_conv_layer_test; addons those of TensorFlow
 # Addons, see addons_test.

@@ -16,15 +16,15 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
 from tf_deform import __main__ as commands
-from tf_deform import compiled, ops
+from tf_deform import building, compiled, ops
 from tf_deform.compiled import choice, loading, location
 from xla_test import attention, convolution, with_gradients
 
 
 def test_the_kernels_equal_those_of_the_cpu_where_a_gpu_is_emulated(tmp_path):
     program = tmp_path / "cuda_test"
-    options = ["-std=c++17", "-w", "-fsanitize=address"]
-    source = location.SOURCES / "cuda_test.cc"
+    options = ["-std=c++17", "-w", "-fsanitize=address", f"-I{location.SOURCES.parent}"]
+    source = location.SOURCES / "cuda" / "emulation" / "cuda_test.cc"
     subprocess.run(["c++", *options, source, "-o", program, "-ldl"], check=True)
     kernels = location.library_path().with_name("tf_deform_kernels_baseline.so")
     run = subprocess.run([program, kernels, "3"], capture_output=True, text=True)
@@ -34,7 +34,7 @@ def test_the_kernels_equal_those_of_the_cpu_where_a_gpu_is_emulated(tmp_path):
 def test_building_for_cuda_without_its_compiler_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setattr(commands.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(building.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(SystemExit, match=r"nvcc is missing: set CUDA_HOME, .*tf-deform\[cuda\]"):
         commands.main(["build", "--cuda"])
 
@@ -69,8 +69,10 @@ def test_what_xla_compiles_for_a_gpu_is_right_where_a_gpu_is_emulated(tmp_path):
     library = location.library_path().parent
     folder = shutil.copytree(library, tmp_path / "tf_deform" / library.name)
     include, libraries = tf.sysconfig.get_include(), tf.sysconfig.get_lib()
-    source, made = location.SOURCES / "cuda_xla_test.cc", folder / "tf_deform_kernels_cuda.so"
-    options = ["-std=c++17", "-w", "-fPIC", "-shared", "-isystem", include]
+    source = location.SOURCES / "tensorflow" / "cuda_xla_test.cc"
+    made = folder / "tf_deform_kernels_cuda.so"
+    options = ["-std=c++17", "-w", "-fPIC", "-shared", f"-I{location.SOURCES.parent}"]
+    options += ["-isystem", include]
     linked = [f"-L{libraries}", "-l:libtensorflow_framework.so.2"]
     subprocess.run(["c++", *options, source, "-o", made, *linked], check=True)
     run = subprocess.run(

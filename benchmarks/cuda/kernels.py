@@ -76,7 +76,8 @@ def build(architecture):
     """Returns the path of the library for one architecture ("90"), built if sources are newer."""
     folder = ROOT / "build" / f"cuda-{architecture}"
     library = folder / "tf_deform_kernels_cuda.so"
-    newest = max(path.stat().st_mtime for path in SOURCES.glob("*") if path.suffix in (".cu", ".h"))
+    sources = [*SOURCES.glob("*.h"), *SOURCES.glob("cuda/*.h"), *SOURCES.glob("cuda/*.cu")]
+    newest = max(path.stat().st_mtime for path in sources)
     if library.exists() and library.stat().st_mtime > newest:
         return library
     home = os.environ.get("CUDA_HOME")
@@ -85,7 +86,8 @@ def build(architecture):
         raise FileNotFoundError("nvcc is missing: put it on the PATH, or set CUDA_HOME")
     folder.mkdir(parents=True, exist_ok=True)
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    options = ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden", target]
+    options = ["-std=c++17", "-O3", f"-I{ROOT}", "-lineinfo"]
+    options += ["-Xcompiler=-fPIC,-fvisibility=hidden", target]
 
     def compile_one(source):
         made = folder / f"{source.stem}.o"
@@ -93,7 +95,7 @@ def build(architecture):
         return made
 
     with ThreadPoolExecutor(int(os.environ.get("JOBS", "4"))) as pool:
-        objects = list(pool.map(compile_one, sorted(SOURCES.glob("*.cu"))))
+        objects = list(pool.map(compile_one, sorted(SOURCES.glob("cuda/*.cu"))))
     subprocess.run([nvcc, "-shared", "-cudart=static", *objects, "-o", library], check=True)
     return library
 
@@ -102,8 +104,9 @@ def build_emulated():
     """Returns the path of a library that runs the kernels on the CPU, built with g++."""
     library = ROOT / "build" / "cuda-emulated" / "tf_deform_kernels_cuda.so"
     library.parent.mkdir(parents=True, exist_ok=True)
-    options = ["-shared", "-fPIC", "-std=c++17", "-O1", "-x", "c++"]
-    subprocess.run(["g++", *options, SOURCES / "emulated_kernels.h", "-o", library], check=True)
+    options = ["-shared", "-fPIC", "-std=c++17", "-O1", f"-I{ROOT}", "-x", "c++"]
+    source = SOURCES / "cuda" / "emulation" / "kernels.h"
+    subprocess.run(["g++", *options, source, "-o", library], check=True)
     return library
 
 

@@ -14,6 +14,7 @@ import threading
 import tensorflow as tf
 
 SOURCES = pathlib.Path(__file__).parents[2] / "custom_ops"
+ROOMS = ("*", "cpu/*", "cuda/*", "tensorflow/*")  # of the sources that make the library
 PACKAGED = pathlib.Path(__file__).parents[1] / "library"  # in a wheel that holds the library
 RECORD = "record.json"
 
@@ -107,7 +108,7 @@ def _cache():
 
 def _digest_of_sources():
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*")):
+    for path in sorted(each for room in ROOMS for each in SOURCES.glob(room)):
         if path.suffix in (".cc", ".cmake", ".cu", ".h", ".txt"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

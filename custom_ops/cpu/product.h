@@ -1,0 +1,113 @@
+// Products of small matrices in registers.
+// For the convolution's products.
+//
+// b is packed once into panels, so that the innermost loop reads memory in order and a block of
+// the result never leaves the registers.
+
+#ifndef TF_DEFORM_CUSTOM_OPS_CPU_PRODUCT_H_
+#define TF_DEFORM_CUSTOM_OPS_CPU_PRODUCT_H_
+
+#include <algorithm>
+#include <cstdint>
+
+#include "custom_ops/cpu/rows.h"
+
+namespace tf_deform {
+namespace {
+
+template <typename T>
+constexpr int64_t kPanel = 2 * Vector<T>::kLanes;            // columns of a panel, and of a block
+constexpr int64_t kBlockRows = kVectorBytes == 64 ? 12 : 6;  // what 32, or 16, registers hold
+
+// How many elements b [inner, columns] takes when packed.
+template <typename T>
+int64_t PackedSize(int64_t inner, int64_t columns) {
+  return (columns + kPanel<T> - 1) / kPanel<T> * kPanel<T> * inner;
+}
+
+// Packs b [inner, columns], whose rows and columns are so far apart, as [panels, inner, kPanel];
+// what the last panel has too much is 0. Panels are panel_stride apart.
+template <typename S, typename T>
+void Pack(const S* b, int64_t row_stride, int64_t column_stride, int64_t inner, int64_t columns,
+          int64_t panel_stride, T* packed) {
+  for (int64_t begin = 0; begin < columns; begin += kPanel<T>, packed += panel_stride) {
+    const int64_t width = std::min(kPanel<T>, columns - begin);
+    T* to = packed;
+    for (int64_t k = 0; k < inner; ++k, to += kPanel<T>) {
+      const S* from = b + k * row_stride + begin * column_stride;
+      for (int64_t column = 0; column < width; ++column) {
+        to[column] = Value(from[column * column_stride]);
+      }
+      std::fill(to + width, to + kPanel<T>, T(0));
+    }
+  }
+}
+
+// Adds sums [kRows, kPanel], or writes them, to the first columns of as many rows of out.
+template <int kRows, typename T, typename Sums>
+inline void StoreBlock(const Sums& sums, int64_t columns, bool add, T* out, int64_t out_stride) {
+  constexpr int64_t kLanes = Vector<T>::kLanes;
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row, out += out_stride) {
+    if (columns == kPanel<T>) {
+      Store(out, add ? Load(out) + sums[row][0] : sums[row][0]);
+      Store(out + kLanes, add ? Load(out + kLanes) + sums[row][1] : sums[row][1]);
+      continue;
+    }
+    T part[kPanel<T>];
+    Store(part, sums[row][0]);
+    Store(part + kLanes, sums[row][1]);
+    for (int64_t c = 0; c < columns; ++c) out[c] = add ? out[c] + part[c] : part[c];
+  }
+}
+
+// As many blocks of kRows rows by one panel as fit, then of fewer rows. Not inlined: the innermost
+// loop needs all registers.
+template <int kRows, bool kTransposed, typename T>
+__attribute__((noinline)) void MultiplyPanel(const T* a, int64_t stride, int64_t rows,
+                                             int64_t inner, const T* panel, int64_t columns,
+                                             bool add, T* out, int64_t out_stride) {
+  using V = typename Vector<T>::Type;
+  for (; rows >= kRows; rows -= kRows, out += kRows * out_stride) {
+    V sums[kRows][2] = {};
+    const T* b = panel;
+    const T* from = a;
+    for (int64_t k = 0; k < inner; ++k, b += kPanel<T>, from += kTransposed ? stride : 1) {
+      const auto left = Load(b);
+      const auto right = Load(b + Vector<T>::kLanes);
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) {
+        const V x = Broadcast<V>(kTransposed ? from[row] : from[row * stride]);
+        sums[row][0] = MulAdd(x, left, sums[row][0]);
+        sums[row][1] = MulAdd(x, right, sums[row][1]);
+      }
+    }
+    StoreBlock<kRows>(sums, columns, add, out, out_stride);
+    a += kTransposed ? kRows : kRows * stride;
+  }
+  if constexpr (kRows > 1) {
+    constexpr int kFewer = kRows > 8 ? 8 : kRows > 4 ? 4 : kRows / 2;
+    if (rows > 0) {
+      MultiplyPanel<kFewer, kTransposed>(a, stride, rows, inner, panel, columns, add, out,
+                                         out_stride);
+    }
+  }
+}
+
+// out [rows, columns] = a [rows, inner] * b, or is added to. Rows of a are `stride` apart; with
+// kTransposed a is [inner, rows] in memory. b: packed panels, panel_stride apart. Every element of
+// out is one sum in the order of inner, whatever the sizes.
+template <bool kTransposed, typename T>
+void Multiply(const T* a, int64_t stride, int64_t rows, int64_t inner, const T* packed,
+              int64_t panel_stride, int64_t columns, bool add, T* out, int64_t out_stride) {
+  for (int64_t begin = 0; begin < columns; begin += kPanel<T>, packed += panel_stride) {
+    MultiplyPanel<kBlockRows, kTransposed>(a, stride, rows, inner, packed,
+                                           std::min(kPanel<T>, columns - begin), add, out + begin,
+                                           out_stride);
+  }
+}
+
+}  // namespace
+}  // namespace tf_deform
+
+#endif  // TF_DEFORM_CUSTOM_OPS_CPU_PRODUCT_H_
