@@ -31,6 +31,7 @@ BATCH = 1000  # cases a child, at most
 STARTING = 300  # seconds that a child may take before its first case
 TOLD = re.compile(
     r"AddressSanitizer:|runtime error|terminate called|what\(\)|Check failed|^\S*Error:"
+    r"|(free|alloc)\(\)|corrupted"
 )
 # What AddressSanitizer says instead of throwing std::bad_alloc.
 NO_ROOM = re.compile(r"AddressSanitizer: (allocator is out of memory|requested allocation size)")
