@@ -332,6 +332,7 @@ MALFORMED = [
     (raw_convolution, {"mask": [tf.ones([2, 3, 2, 9])]}),
     (raw_convolution, {"mask": [tf.ones([2, 3, 3, 18])]}),
     (raw_convolution, {"before": tf.constant([1])}),
+    (raw_convolution, {"before": tf.constant([[1, 1]])}),
     (raw_convolution, {"strides": [0, 1]}),
     (raw_convolution, {"strides": [1, 1, 1]}),
     (raw_convolution, {"dilations": [1]}),
@@ -360,6 +361,17 @@ def test_malformed_calls_are_invalid_arguments(index):
     if any(map(tf.is_tensor, tf.nest.flatten(changed))):
         with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):  # when run, when traced
             tf.function(unknown_shapes)()
+
+
+def test_types_that_do_not_go_together_are_refused(mode):
+    wide = tf.ones([3, 2, 2, 1, 2], tf.float64)
+    offset = tf.ones([2, 3, 2, 36], tf.float64)
+    for call in (
+        lambda: raw_sample(points=wide, weights=[]),
+        lambda: raw_convolution(offset=offset, mask=[]),
+    ):
+        with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.NotFoundError)):
+            mode(call)()
 
 
 # Sizes and memory

@@ -499,7 +499,8 @@ void TestErrorsOfBlocks() {
   Report(running == 0 && ran >= 1, "no block runs any more", running);
 }
 
-// All blocks are run, each once, also if a pool takes fewer tasks than it should.
+// When a loop returns all its blocks have run, each once, also if a pool takes fewer tasks than it
+// should.
 void TestBlocks() {
   for (int taken = 0; taken < 4; ++taken) {
     std::vector<std::atomic<int>> runs(100);
@@ -508,6 +509,7 @@ void TestBlocks() {
     tf_deform::RunInBlocks(
         runs.size(), int64_t{1} << 40, 4,
         [](void* data, int64_t begin, int64_t end) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
           for (int64_t each = begin; each < end; ++each) {
             ++static_cast<std::atomic<int>*>(data)[each];
           }
@@ -516,8 +518,8 @@ void TestBlocks() {
           if (scheduled++ == taken) throw std::bad_alloc();
           helpers.emplace_back(task);
         });
-    for (auto& each : helpers) each.join();
     for (const auto& each : runs) Report(each == 1, "each block is run once", each);
+    for (auto& each : helpers) each.join();
   }
 }
 

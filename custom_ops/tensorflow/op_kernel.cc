@@ -59,6 +59,7 @@ class OpKernel : public tensorflow::OpKernel {
     for (int i = 0; i < context->num_inputs(); ++i) {
       const Tensor& input = context->input(i);
       if (i == call.before_input()) {
+        OP_REQUIRES(context, input.dims() == 1, absl::InvalidArgumentError(kBeforeAxes));
         const auto values = input.flat<int32_t>();
         call.before.assign(values.data(), values.data() + values.size());
         continue;
@@ -90,6 +91,8 @@ class OpKernel : public tensorflow::OpKernel {
                                                 outputs.data())));
     }
   }
+
+  static constexpr char kBeforeAxes[] = "before must have one axis";
 
   Call call_;  // without shapes
   const Kernels* kernels_ = nullptr;

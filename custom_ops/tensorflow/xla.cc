@@ -92,6 +92,9 @@ class XlaKernel : public tensorflow::XlaOpKernel {
   void Emit(XlaOpKernelContext* context) {
     Call call = call_;
     call.type = TypeOf(context->input_type(0));
+    const bool is_double = context->input_type(kPositions) == tensorflow::DT_DOUBLE;
+    OP_REQUIRES(context, is_double == (call.type == Type::kFloat64),
+                absl::InvalidArgumentError(kMixed));
     std::vector<xla::XlaOp> operands;
     std::vector<xla::Shape> given, shapes;
     for (int i = 0; i < context->num_inputs(); ++i) {
@@ -138,6 +141,7 @@ class XlaKernel : public tensorflow::XlaOpKernel {
   static constexpr int kFirstLike = kOp == Op::kSample || kOp == Op::kSampleGradPoints ? 1 : 0;
   static constexpr char kFixed[] =
       "under XLA, data may decide only how many images, rows and queries TfDeform ops have";
+  static constexpr char kMixed[] = "points and offset must be float64 if values are, else float32";
   static constexpr char kUnknown[] =
       "under XLA on a GPU, a convolution's padding must be known when it is compiled: ";
 

@@ -122,7 +122,8 @@ class _Draft:
         self.values = str(rng.choice(["plain", "integers", "hostile"], p=[0.6, 0.2, 0.2]))
         self.hostile = self.values == "hostile"
         self.positions = str(rng.choice(["inside", "integers", "edges", "hostile"]))
-        self.index_limit = 0
+        self.strange = False  # whether image_index or `before` hold what they must not
+        self.images = 0
         self.attributes = {}
 
 
@@ -185,7 +186,7 @@ def _draft_sample(rng, op, kind):
     free = [name for name in names if name != "groups"]
     draft = _Draft(rng, layout, sizes, free, kind, ["weights", "image_index"])
     draft.dtypes["image_index"] = np.int64
-    draft.index_limit = sizes["images"]
+    draft.images = sizes["images"]
     draft.hostile |= not sizes["points"]  # which the portable form refuses
     draft.attributes["units"] = str(rng.choice(UNITS, p=[0.6, 0.2, 0.2]))
     return draft
@@ -278,13 +279,11 @@ def _spoil_count(rng, draft):
 
 
 def _spoil_attribute(rng, draft):
-    name = str(rng.choice([*draft.attributes, "hostile"]))
-    if name == "units":
+    name = str(rng.choice([*draft.attributes, "elements"]))
+    if name == "elements":
+        draft.strange = True
+    elif name == "units":
         draft.attributes[name] = str(rng.choice(["", "pixel", "PIXELS", "1"]))
-    elif name == "hostile" and "units" in draft.attributes:
-        draft.index_limit = -1
-    elif name == "hostile":
-        draft.hostile = True
     elif rng.random() < 0.5 and draft.attributes[name]:
         draft.attributes[name][0] = int(rng.choice(INTS))
     else:
@@ -303,14 +302,13 @@ def _fill(rng, draft, name, shape):
     count = math.prod(shape)
     drawn = min(count, 4096)  # larger ones repeat themselves
     if name == "image_index":
-        values = _indices(rng, draft.index_limit, drawn)
+        values = _indices(rng, draft, drawn)
     elif name == "before":
-        strange = rng.random() < 0.15
+        strange = draft.strange or rng.random() < 0.1
         values = rng.choice(INTS[1:8], drawn) if strange else rng.integers(-1, 3, drawn)
         draft.hostile |= strange
     elif name in ("points", "offset"):
-        size = shape[-1] + 2 if shape else 1
-        values = _places(rng, draft.positions, drawn, size)
+        values = _places(rng, draft, drawn)
     elif draft.values == "hostile":
         values = np.where(
             rng.random(drawn) < 0.2, rng.choice(HOSTILE, drawn), rng.standard_normal(drawn)
@@ -323,23 +321,31 @@ def _fill(rng, draft, name, shape):
         return Tensor(shape, np.resize(values.astype(dtype), count))
 
 
-def _indices(rng, limit, count):
-    """Returns indices below the limit, and sometimes one that is not; -1 asks for that."""
-    values = rng.integers(0, min(max(limit, 1), 2**62), count)
-    if count and (limit < 0 or rng.random() < 0.05):
-        values[rng.integers(count)] = rng.choice([-1, limit, 2**31, 2**32, 2**63 - 1, -(2**63)])
+def _indices(rng, draft, count):
+    """Returns indices of images, and sometimes one that is none."""
+    values = rng.integers(0, min(max(draft.images, 1), 2**62), count)
+    if count and (draft.strange or rng.random() < 0.05):
+        bad = [-1, draft.images, 2**31, 2**32, 2**63 - 1, -(2**63)]
+        values[rng.integers(count)] = rng.choice(bad)
     return values
 
 
-def _places(rng, kind, count, size):
-    """Returns coordinates in an axis of about the size, or offsets."""
-    if kind == "integers":
-        return rng.integers(-2, size + 2, count)
-    places = rng.uniform(-1.5, size + 0.5, count)
-    if kind == "inside":
-        return places
-    edges = [-1.0, -0.5, 0.0, size - 1.0, size - 0.5, float(size)]
-    if kind == "edges":
-        near = np.concatenate([edges, *(np.nextafter(np.float32(edges), way) for way in (-9, 99))])
-        return rng.choice(near, count)
-    return np.where(rng.random(count) < 0.3, rng.choice([*POSITIONS, *edges], count), places)
+def _places(rng, draft, count):
+    """Returns coordinates in axes of some sizes, as images have them, or offsets."""
+    size = rng.integers(1, 8, count)
+    places = rng.uniform(-1.5, size + 0.5)
+    edges = rng.choice([-1.0, -0.5, 0.0, 0.5, 1.0], count) + rng.choice([0, 1], count) * (size - 1)
+    if draft.positions == "integers":
+        places = np.floor(places)
+    elif draft.positions == "edges":
+        places = edges
+    elif draft.positions == "hostile":
+        strange = np.where(rng.random(count) < 0.5, rng.choice(POSITIONS, count), edges)
+        places = np.where(rng.random(count) < 0.3, strange, places)
+    with np.errstate(all="ignore"):
+        if draft.attributes.get("units") == "edges":
+            places = (2 * places + 1) / size - 1
+        elif draft.attributes.get("units") == "centers":
+            places = 2 * places / np.maximum(size - 1, 1) - 1
+        nudged = np.nextafter(np.float32(places), rng.choice([-9, 9], count).astype(np.float32))
+    return np.where(rng.random(count) < 0.1, nudged, places)

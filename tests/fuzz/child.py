@@ -28,7 +28,7 @@ ACCEPTED = (
     TypeError,
 )
 NO_ROOM = "no memory"
-ROOM = 1536  # MiB that may be allocated on top of what TensorFlow has taken
+ROOM = 512  # MiB that may be allocated on top of what TensorFlow has taken
 COMPARED = 4  # one in so many tame cases is compared with the portable form, which is slow
 
 

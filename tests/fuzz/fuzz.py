@@ -31,6 +31,7 @@ BATCH = 1000  # cases a child, at most
 STARTING = 300  # seconds that a child may take before its first case
 TOLD = re.compile(
     r"AddressSanitizer:|runtime error|terminate called|what\(\)|Check failed|^\S*Error:"
+    r"|(free|alloc)\(\)|corrupted"
 )
 # What AddressSanitizer says instead of throwing std::bad_alloc.
 NO_ROOM = re.compile(r"AddressSanitizer: (allocator is out of memory|requested allocation size)")
@@ -44,7 +45,7 @@ ENVIRONMENT = {
 SANITIZERS = {
     # Python and TensorFlow leak and mix allocators; memory is limited here, not by the system.
     "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_container_overflow=0:"
-    "allocator_may_return_null=1:max_allocation_size_mb=1536",
+    "allocator_may_return_null=1:max_allocation_size_mb=512",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TF_DEFORM_INSTRUCTION_SET": "avx2",
 }
@@ -57,7 +58,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=1, help="of the first case (default: 1)")
     parser.add_argument("--mode", choices=MODES, help="how to call (default: all in turns)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="children at a time")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds a case (default: 30)")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds a case (default: 60)")
     parser.add_argument("--sanitized", help="the folder of a library built with -DSANITIZE=ON")
     options = parser.parse_args(arguments)
     print(f"{options.cases} cases from seed {options.seed} on", flush=True)

@@ -53,9 +53,7 @@ def _expected(case, tensors):
         options = {"image_index": index[0] if index else None, **case.attributes}
     wide = given[names[-1]].dtype
     arguments = [tf.cast(x, wide) for x in (*(given[name] for name in names), *given[optional])]
-    values = dict(
-        itertools.zip_longest([*names, optional], arguments)
-    )  # None for what is not given
+    values = dict(itertools.zip_longest([*names, optional], arguments))  # the last may be None
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         out = compiled._portable[form](**values, **options)
