@@ -74,13 +74,14 @@ def implementation(request):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "xla_kernels: XLA compiles the library's ops, if it can")
+    config.addinivalue_line("markers", "newer_keras: reads what a newer Keras has saved")
 
 
 def pytest_collection_modifyitems(config, items):
     """Leaves out what is portable always, and what the versions installed do not have.
 
-    The former is what is exported and converted; the latter the library's ops under XLA, without
-    whose kernels layers say that they do not support it: xla_test.py tests that they do.
+    The former is what is exported and converted; the latter are files of a newer Keras, and the
+    library's ops under XLA, without whose kernels layers say so: xla_test.py tests that they do.
     """
     kept, left_out = [], []
     for item in items:
@@ -89,6 +90,7 @@ def pytest_collection_modifyitems(config, items):
         portable_always = compiled and NOT_COMPILED.search(item.name)
         marked = item.get_closest_marker("xla_kernels")
         lacking = not XLA_KERNELS and (marked or (compiled and UNDER_XLA.search(item.name)))
+        lacking = lacking or item.get_closest_marker("newer_keras")
         (left_out if portable_always or lacking else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
