@@ -21,9 +21,12 @@ def build_model(pooling):
     proposals = keras.Input([None, 4], name="proposals")
     head = _position_sensitive_head if pooling == "DeformablePSRoIPooling" else _dense_head
     scores, deltas = head(_backbone(images), proposals, pooling)
+    # Keras 3.7 looks an output's metrics up by the name of its layer.
+    scores = keras.layers.Softmax(dtype="float32", name="scores")(scores)
+    deltas = keras.layers.Identity(name="deltas")(deltas)
     return keras.Model(
         {"images": images, "proposals": proposals},
-        {"scores": keras.layers.Softmax(dtype="float32")(scores), "deltas": deltas},
+        {"scores": scores, "deltas": deltas},
         name=pooling,
     )
 

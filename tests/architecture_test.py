@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deform as tfd
+from conftest import QUIET_EXPORT
 
 PACKAGE = pathlib.Path(tfd.__file__).parent
 ROOT = PACKAGE.parent
@@ -384,7 +385,9 @@ def test_every_argument_is_documented(name):
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_docstring_examples_run_and_print_what_they_say(name):
+def test_docstring_examples_run_and_print_what_they_say(name, monkeypatch):
+    if not QUIET_EXPORT:
+        monkeypatch.setattr("keras.src.export.export_lib.io_utils.print_msg", lambda _: None)
     names = {"keras": keras, "np": np, "tf": tf, "tfd": tfd, **PUBLIC}
     tests = doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name, globs=names)
     examples = [example for test in tests for example in test.examples]

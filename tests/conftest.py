@@ -15,6 +15,14 @@ import tf_deform as tfd
 
 IMPLEMENTATIONS = ["portable", "compiled"]
 NOT_COMPILED = re.compile("litert|export", re.IGNORECASE)
+UNDER_XLA = re.compile("jit|xla", re.IGNORECASE)
+
+# What the versions installed have, of those that pyproject.toml allows.
+TENSORFLOW, KERAS = (tuple(map(int, each.__version__.split(".")[:2])) for each in (tf, keras))
+XLA_KERNELS = TENSORFLOW >= (2, 20)  # older wheels lack headers: the library is built without
+LITERT_OF_KERAS = TENSORFLOW >= (2, 17)  # 2.16's from_keras_model aborts, for a Dense layer too
+QUIET_EXPORT = KERAS >= (3, 8)  # 3.7 prints what it saved in spite of verbose=False
+LOG_LEVELS = TENSORFLOW >= (2, 17)  # 2.16 logs a model's unknown ops at every level
 
 # Largest error relative to the array's largest magnitude. Half precision is rounded once, from
 # float32; "numeric" is what central differences in float64 leave.
@@ -64,13 +72,26 @@ def implementation(request):
         yield request.param
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "xla_kernels: XLA compiles the library's ops, if it can")
+    config.addinivalue_line("markers", "newer_keras: reads what a newer Keras has saved")
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is portable always: what is exported and converted."""
+    """Leaves out what is portable always, and what the versions installed do not have.
+
+    The former is what is exported and converted; the latter are files of a newer Keras, and the
+    library's ops under XLA, without whose kernels layers say so: xla_test.py tests that they do.
+    """
     kept, left_out = [], []
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         compiled = parameters.get("implementation") == "compiled"
-        (left_out if compiled and NOT_COMPILED.search(item.name) else kept).append(item)
+        portable_always = compiled and NOT_COMPILED.search(item.name)
+        marked = item.get_closest_marker("xla_kernels")
+        lacking = not XLA_KERNELS and (marked or (compiled and UNDER_XLA.search(item.name)))
+        lacking = lacking or item.get_closest_marker("newer_keras")
+        (left_out if portable_always or lacking else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 

@@ -65,6 +65,7 @@ def test_beside_a_gpu_the_library_is_used_and_compiled_by_xla_only_with_kernels_
         assert tfd.layers.GridSample().supports_jit == (not note)
 
 
+@pytest.mark.xla_kernels
 def test_what_xla_compiles_for_a_gpu_is_right_where_a_gpu_is_emulated(tmp_path):
     library = location.library_path().parent
     folder = shutil.copytree(library, tmp_path / "tf_deform" / library.name)

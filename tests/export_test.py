@@ -112,7 +112,8 @@ def attention(size):
 
 def joined(inputs, outputs):
     """Returns a model with random weights, all outputs in one row."""
-    flat = [keras.layers.Flatten()(each) for each in outputs]
+    # Keras 3.7's Flatten does not take sizes that are free.
+    flat = [keras.layers.Reshape((-1,))(each) for each in outputs]
     model = keras.Model(inputs, keras.layers.Concatenate()(flat))
     rng = np.random.default_rng(1)
     for weight in model.weights:

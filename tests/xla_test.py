@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.kernels import get_all_registered_kernels
 
 import tf_deform as tfd
-from conftest import TOLERANCE, fractional, gradients, relative_error
+from conftest import TOLERANCE, XLA_KERNELS, fractional, gradients, relative_error
 from tf_deform import compiled, ops
 from tf_deform.compiled import choice, loading
 
@@ -49,6 +49,7 @@ def with_gradients(call):
     return lambda *each: (call(*each), *gradients(lambda *each: call(*each) ** 2, *each))
 
 
+@pytest.mark.xla_kernels
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("make", [convolution, attention])
 def test_xla_runs_the_compiled_ops_and_gives_the_same_bits(rng, make, dtype):
@@ -61,6 +62,7 @@ def test_xla_runs_the_compiled_ops_and_gives_the_same_bits(rng, make, dtype):
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.xla_kernels
 @pytest.mark.parametrize("make", [convolution, attention])
 def test_second_derivatives_go_through_the_portable_form(rng, make):
     call, arguments = make(rng, "float64")
@@ -76,6 +78,7 @@ def test_second_derivatives_go_through_the_portable_form(rng, make):
         assert relative_error(actual, wanted) < TOLERANCE["float64"]
 
 
+@pytest.mark.xla_kernels
 def test_xla_has_kernels_of_every_op_for_cpus_and_gpus():
     found = [each for each in get_all_registered_kernels().kernel if "TfDeform>" in each.op]
     for device in ("XLA_CPU_JIT", "XLA_GPU_JIT"):
@@ -83,6 +86,7 @@ def test_xla_has_kernels_of_every_op_for_cpus_and_gpus():
     assert len({each.op for each in found}) == 5
 
 
+@pytest.mark.xla_kernels
 def test_a_gpu_is_given_the_padding_with_the_program_and_a_cpu_with_the_arguments(rng):
     call, arguments = convolution(rng, "float32")
     jitted = tf.function(call, jit_compile=True)
@@ -92,6 +96,7 @@ def test_a_gpu_is_given_the_padding_with_the_program_and_a_cpu_with_the_argument
         assert ("s32[2]" in program) == (platform == "CPU")
 
 
+@pytest.mark.xla_kernels
 def test_a_padding_that_data_decide_is_refused_for_a_gpu_alone():
     image, kernel, offset = tf.ones([1, 5, 1]), tf.ones([3, 1, 1]), tf.zeros([1, 5, 3])
     library = loading.load().library
@@ -108,6 +113,7 @@ def test_a_padding_that_data_decide_is_refused_for_a_gpu_alone():
         call.experimental_get_compiler_ir(padding)("hlo", platform_name="GPU")
 
 
+@pytest.mark.xla_kernels
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.95])
 def test_as_many_boxes_as_data_decide(rng, threshold):
     features = tf.constant(rng.normal(size=(2, 7, 6, 3)), tf.float32)
@@ -127,6 +133,7 @@ def test_as_many_boxes_as_data_decide(rng, threshold):
         assert relative_error(actual, expected) < TOLERANCE["float32"]
 
 
+@pytest.mark.xla_kernels
 def test_as_many_images_as_data_decide(rng):
     call, (inputs, kernel, offset, mask) = convolution(rng, "float64")
 
@@ -143,6 +150,7 @@ def test_as_many_images_as_data_decide(rng):
             assert relative_error(actual, expected) < TOLERANCE["float64"]
 
 
+@pytest.mark.xla_kernels
 def test_images_of_a_size_that_data_decide_are_refused():
     def cropped(inputs):
         return ops.sample(tf.boolean_mask(inputs, inputs[0, :, 0] > 0, axis=1), [[[0.5]]])
@@ -153,6 +161,7 @@ def test_images_of_a_size_that_data_decide_are_refused():
         tf.function(cropped, jit_compile=True)(inputs)
 
 
+@pytest.mark.xla_kernels
 def test_an_image_that_is_not_there_is_an_error_at_run_time():
     boxes, features = [[0.0, 0.0, 2.0, 2.0]], tf.ones([2, 4, 4, 1])
     jitted = tf.function(lambda index: ops.roi_align(features, boxes, index, 2), jit_compile=True)
@@ -161,6 +170,7 @@ def test_an_image_that_is_not_there_is_an_error_at_run_time():
         jitted(tf.constant([2]))
 
 
+@pytest.mark.xla_kernels
 def test_a_loop_is_differentiated_under_xla(rng):
     call, arguments = convolution(rng, "float64")
 
@@ -182,6 +192,7 @@ def test_a_loop_is_differentiated_under_xla(rng):
         assert relative_error(actual, expected) < TOLERANCE["float64"]
 
 
+@pytest.mark.xla_kernels
 def test_a_saved_function_that_xla_compiles_holds_the_custom_op(tmp_path, rng):
     call, (inputs, *others) = convolution(rng, "float32")
     module = tf.Module()
@@ -211,6 +222,7 @@ print(sorted({node.op for node in inside} & {"_XlaRun", "TfDeform>WeightedSample
 """
 
 
+@pytest.mark.xla_kernels
 def test_automatic_clusters_take_the_compiled_ops_in():
     flags = "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit --tf_xla_min_cluster_size=1"
     run = subprocess.run(
@@ -225,7 +237,13 @@ def test_automatic_clusters_take_the_compiled_ops_in():
     assert types == "['_XlaRun']"
 
 
+def test_layers_support_jit_if_the_library_has_kernels_for_xla():
+    assert tfd.layers.GridSample().supports_jit == XLA_KERNELS
+    assert ("supports_jit=False" in tfd.compiled_status().reason) != XLA_KERNELS
+
+
 def test_a_layer_that_xla_cannot_compile_says_so(monkeypatch):
+    monkeypatch.setattr(compiled, "why_not_xla", lambda: "")
     assert tfd.layers.GridSample().supports_jit
     monkeypatch.setattr(loading, "why_not_xla", lambda: "no kernels for it")
     assert tfd.compiled_status().reason == "no kernels for it"
