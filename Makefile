@@ -41,7 +41,7 @@ test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: ## check format, lint and types, build the library, run the tests and 1,000 hostile calls
-	@for stage in install format-check lint types ops test fuzz; do \
+	@for stage in install format-check lint types ops test "fuzz ARGS="; do \
 		start=$$(date +%s); \
 		$(MAKE) --no-print-directory $$stage || { echo "==> $$stage failed"; exit 1; }; \
 		echo "==> $$stage: $$(($$(date +%s) - start)) s"; \

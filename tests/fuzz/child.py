@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import cases
 import reference
-from tf_deform import compiled
+from tf_deform.compiled import location
 
 ACCEPTED = (
     tf.errors.InvalidArgumentError,
@@ -48,8 +48,8 @@ def main(modes, first, end, sanitized):
     """
     tf.config.set_visible_devices([], "GPU")
     tf.config.threading.set_intra_op_parallelism_threads(4)
-    path = pathlib.Path(sanitized, compiled.library_path().name)
-    module = tf.load_op_library(str(path if sanitized else compiled.library_path()))
+    path = pathlib.Path(sanitized, location.library_path().name)
+    module = tf.load_op_library(str(path if sanitized else location.library_path()))
     modes = modes.split(",")
     for each in modes:  # has TensorFlow start its threads before memory is limited
         tf.function(tf.matmul, jit_compile=each == "jit")(tf.eye(512), tf.eye(512))

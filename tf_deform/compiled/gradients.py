@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tf_deform.compiled import switch
 
-_portable: dict = {}  # the portable forms, which the modules of their operators provide
+portable_forms: dict = {}  # by op; the modules of their operators provide them
 
 
 def register(library):
@@ -25,7 +25,7 @@ def portable(name):
     """Returns a decorator that makes a function the portable form of the op `name`."""
 
     def register(form):
-        _portable[name] = form
+        portable_forms[name] = form
         return form
 
     return register
@@ -72,7 +72,7 @@ def _sample_second(op, upstream, targets):
     arguments, index, (given,), units = _sample_arguments(op)
 
     def form(values, points, weights=None):
-        return _portable["WeightedSample"](values, points, weights, index, units)
+        return portable_forms["WeightedSample"](values, points, weights, index, units)
 
     *found, last = _second(form, arguments, given, upstream, targets)
     return [*found, *([] if index is None else [None]), last]
@@ -100,7 +100,9 @@ def _conv_second(_library, op, *upstream):
     options = {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations")}
 
     def form(inputs, kernel, offset, mask=None):
-        return _portable["DeformableConv"](inputs, kernel, offset, mask, before=before, **options)
+        return portable_forms["DeformableConv"](
+            inputs, kernel, offset, mask, before=before, **options
+        )
 
     *found, last = _second(form, arguments, given, upstream, range(len(upstream)))
     return [*found, None, last]
