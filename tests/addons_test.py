@@ -284,6 +284,15 @@ IMAGES, THREE = z(2, 5, 7, 3), z(2, 4, 3)
 IDENTITY = [1.0, 0, 0, 0, 1, 0, 0, 0]
 SPLINE = addons.interpolate_spline
 BAD = {
+    r"fill_value must be a number, received 'edge'": (
+        lambda: addons.transform(IMAGES, IDENTITY, fill_value="edge"),
+    ),
+    r"regularization_weight must be a finite number, received '0.1'": (
+        lambda: addons.interpolate_spline(THREE, THREE, THREE, 2, "0.1"),
+    ),
+    r"regularization_weight must be a finite number, received nan": (
+        lambda: addons.sparse_image_warp(IMAGES, z(2, 4, 2), z(2, 4, 2), 2, np.nan),
+    ),
     r"data must have shape \[batch, h.*, received \[5, 7, 3\]": (
         addons.resampler,
         IMAGES[0],
@@ -458,7 +467,7 @@ AT_RUN_TIME = {
         (IMAGES, z(2, 5, 7, 2)),
         (IMAGES, z(2, 7, 5, 2)),
     ),
-    r"transforms must be one, or one for every image": (
+    r"transforms must be one, or one for every image, that is 2, received 3\]": (
         addons.transform,
         (IMAGES, z(2, 8)),
         (IMAGES, z(3, 8)),

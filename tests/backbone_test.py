@@ -209,6 +209,8 @@ BAD = {
         lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]),
         {},
     ),
+    r"layers must be names, a function or None, received 3": (residual, {"layers": 3}),
+    r"modulated must be True or False, received 'yes'": (residual, {"modulated": "yes"}),
     r"options must be among 'deformable_groups', .*received 'filters'": (
         residual,
         {"filters": 3},

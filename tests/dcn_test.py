@@ -155,7 +155,12 @@ def test_pixels_outside_the_samples_cannot_leak(rng):
     assert np.all(np.isnan(actual[:, 4, 6]))
 
 
-EMPTY = [(0, (5, 7), (3, 5)), (2, (2, 7), (0, 5)), (2, (0, 0), (0, 0))]
+EMPTY = [
+    (0, (5, 7), (3, 5), "valid"),
+    (0, (2, 7), (0, 5), "valid"),
+    (2, (0, 7), (0, 7), "same"),
+    (2, (0, 0), (0, 0), "same"),
+]
 EMPTY_IN_MODES = [
     *(("eager", "dcnv3", *empty) for empty in EMPTY),
     *(("eager", "dcnv4", *empty) for empty in EMPTY),
@@ -163,9 +168,11 @@ EMPTY_IN_MODES = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "version", "batch", "space", "output"), EMPTY_IN_MODES)
-def test_nothing_gives_an_empty_result_and_zero_gradients(rng, mode, version, batch, space, output):
-    arrays, options = build(rng, version, (batch, space, (3, 3), output, {}))
+@pytest.mark.parametrize(("mode", "version", "batch", "space", "output", "padding"), EMPTY_IN_MODES)
+def test_nothing_gives_an_empty_result_and_zero_gradients(
+    rng, mode, version, batch, space, output, padding
+):
+    arrays, options = build(rng, version, (batch, space, (3, 3), output, {"padding": padding}))
 
     def convolve(*each):
         return getattr(ops, version)(*each, **options)

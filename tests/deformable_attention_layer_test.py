@@ -200,6 +200,13 @@ def test_a_bad_option_is_named(option):
         tfd.layers.MultiScaleDeformableAttention(**options)
 
 
+@pytest.mark.parametrize("make", [np.zeros, keras.KerasTensor], ids=["eager", "symbolic"])
+def test_a_map_that_is_in_no_list_is_named_as_the_layer_is_built(make):
+    layer = tfd.layers.MultiScaleDeformableAttention(2, 3)
+    with pytest.raises(ValueError, match=r"values must be a list of feature maps, received one"):
+        layer(make((1, 2, 4)), make((1, 2, 2)), make((1, 3, 3, 4)))
+
+
 def test_a_map_of_other_channels_is_named():
     layer = tfd.layers.MultiScaleDeformableAttention(2, 3)
     with pytest.raises(ValueError, match=r"values must .+, received .+"):

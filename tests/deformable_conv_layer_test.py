@@ -415,13 +415,32 @@ def test_an_empty_batch_gives_an_empty_result(rank, predicted, rng):
     assert layer(inputs, *offset).shape == (0, *SPACE[rank], FILTERS)
 
 
+@pytest.mark.parametrize("data_format", ("channels_first", "channels_last"))
 @pytest.mark.parametrize("predicted", (False, True))
-def test_inputs_smaller_than_the_kernel_give_an_empty_result(predicted, rng):
-    inputs = features(rng, 2)[:, :3]
-    layer = LAYERS[2](FILTERS, 5)
-    offset = [] if predicted else [np.zeros((2, 0, 3, 50), "float32")]
-    assert layer.compute_output_shape(inputs.shape) == (2, 0, 3, FILTERS)
-    assert layer(inputs, *offset).shape == (2, 0, 3, FILTERS)
+def test_inputs_smaller_than_the_kernel_are_refused_as_by_keras(predicted, data_format):
+    layer = LAYERS[2](FILTERS, 5, data_format=data_format)
+
+    def given(batch, *size, channels=(CHANNELS, 50)):
+        shapes = [(batch, *size, channels[0]), (batch, 0, 3, channels[1])][: 1 if predicted else 2]
+        first = data_format == "channels_first"
+        return [(shape[0], shape[3], *shape[1:3]) if first else shape for shape in shapes]
+
+    message = (
+        r"inputs must be at least \[5, 5\] pixels.*, received \[3, 7\]; same padding takes any"
+    )
+    with pytest.raises(ValueError, match=message):
+        layer(*(np.zeros(shape, "float32") for shape in given(2, 3, 7)))
+    with pytest.raises(ValueError, match=message):
+        layer(*(keras.KerasTensor(shape) for shape in given(None, 3, 7)))
+    with pytest.raises(ValueError, match=message):
+        layer.compute_output_shape(*given(2, 3, 7))
+    empty = layer(*(np.zeros(shape, "float32") for shape in given(0, 3, 7)))
+    assert sorted(empty.shape) == sorted((0, 0, 3, FILTERS))
+    traced = tf.function(lambda *each: layer(*each))
+    free = [[None if size in (0, 2, 3, 7) else size for size in shape] for shape in given(2, 3, 7)]
+    traced = traced.get_concrete_function(*(tf.TensorSpec(shape) for shape in free))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message.replace(r"3, 7", "3 7")):
+        traced(*(tf.zeros(shape) for shape in given(2, 3, 7)))
 
 
 # Bad input
@@ -445,14 +464,19 @@ BAD_OPTIONS = {
     },
     r"filters must be divisible by groups, received 6 and 4": {"groups": 4},
     r"deformable_groups must be an int of at least 1, received 0": {"deformable_groups": 0},
-    r"max_offset must be None or finite and above 0, received -1.0": {"max_offset": -1.0},
-    r"max_offset must be None or finite and above 0, received inf": {"max_offset": np.inf},
-    r"offset_gradient_scale must be finite and at least 0, received -0.5": {
+    r"max_offset must be None or a finite number above 0, received -1.0": {"max_offset": -1.0},
+    r"max_offset must be None or a finite number above 0, received inf": {"max_offset": np.inf},
+    r"offset_gradient_scale must be a finite number of at least 0, received -0.5": {
         "offset_gradient_scale": -0.5
     },
-    r"offset_gradient_scale must be finite and at least 0, received nan": {
+    r"offset_gradient_scale must be a finite number of at least 0, received nan": {
         "offset_gradient_scale": np.nan
     },
+    r"offset_gradient_scale must be .*, received '0.1'": {"offset_gradient_scale": "0.1"},
+    r"mask_scale must be a finite number above 0, received 0": {"mask_scale": 0},
+    r"modulated must be True or False, received 'yes'": {"modulated": "yes"},
+    r"use_bias must be True or False, received 1": {"use_bias": 1},
+    r"data_format must be one of .*, received ''": {"data_format": ""},
 }
 
 

@@ -370,6 +370,69 @@ def test_a_model_saved_to_keras_loads_with_the_same_outputs(case, tmp_path):
     np.testing.assert_array_equal(loaded(arguments), model(arguments))
 
 
+# What Keras checks itself, or serialises.
+KERAS = {*PROJECTIONS, "activity_regularizer", "activation", "offset_kernel_initializer"}
+
+
+def arguments_with_defaults(case):
+    """Returns the layer's own arguments but those that Keras checks, with their defaults."""
+    return {
+        name: each.default
+        for layer in getattr(tfd.layers, case.layer).__mro__
+        if layer.__module__.startswith("tf_deform.")
+        for name, each in inspect.signature(layer).parameters.items()
+        if each.kind is not each.VAR_KEYWORD and name not in KERAS
+    }
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "0.1", np.nan, {}, dict, len, True], ids=repr)
+@ALL
+def test_no_argument_takes_what_it_is_not(case, wrong):
+    options = case.options()
+    for name, default in arguments_with_defaults(case).items():
+        if not isinstance(default, bool) or wrong is not True:
+            with pytest.raises(ValueError, match=rf"^{name} must .+, received .+"):
+                getattr(tfd.layers, case.layer)(**{**options, name: wrong})
+
+
+@ALL
+def test_scalars_of_numpy_are_taken_as_those_of_python(case):
+    options = case.options()
+    scalars = {
+        name: np.asarray(value)[()]
+        for name, value in options.items()
+        if isinstance(value, bool | int | float) and name not in KERAS
+    }
+    layer = getattr(tfd.layers, case.layer)(**{**options, **scalars})
+    config = layer.get_config()
+    expected = make(case).get_config()
+    assert {name: config[name] for name in scalars} == {name: expected[name] for name in scalars}
+    serialized = json.dumps(keras.saving.serialize_keras_object(layer))
+    loaded = keras.saving.deserialize_keras_object(json.loads(serialized))
+    assert json.dumps(keras.saving.serialize_keras_object(loaded)) == serialized
+
+
+@ALL
+def test_a_tensor_of_unknown_rank_is_named(case):
+    layer = make(case)
+    arguments = arguments_of(case)
+    names = list(inspect.signature(layer.call).parameters)
+    for position, argument in enumerate(arguments):
+        unknown = tf.nest.map_structure(lambda each: tf.TensorSpec(None, each.dtype), argument)
+        signature = [*arguments[:position], unknown, *arguments[position + 1 :]]
+        traced = tf.function(lambda *each: layer(*each), autograph=False)
+        with pytest.raises(ValueError, match=rf"^{names[position]} must .+ of unknown rank"):
+            traced.get_concrete_function(*signature)
+
+
+@ALL
+def test_integers_are_refused_with_a_remedy(case):
+    (features,), coordinates = arguments_of(case)[:1], arguments_of(case)[1:]
+    images = tf.nest.map_structure(lambda each: each.astype("uint8"), features)
+    with pytest.raises(TypeError, match=r"must be floating-point, .* uint8; cast .*Rescaling"):
+        make(case)(images, *coordinates)
+
+
 # Shapes
 
 

@@ -396,6 +396,26 @@ BAD_OPTIONS = {
         {"output_channels": 1, "group_size": 1, "part_size": 0},
     ),
     r"scales .*received \(\)": ("MultiScaleRoIAlign", {"scales": ()}),
+    r"scales must .* each half of the one before, as in \(1/4, 1/8\), received \(4, 8\)": (
+        "MultiScaleRoIAlign",
+        {"scales": (4, 8)},
+    ),
+    r"spatial_scale must be a finite number above 0, received 0": (
+        "RoIAlign",
+        {"spatial_scale": 0},
+    ),
+    r"spatial_scale must be a finite number above 0, received nan": (
+        "DeformableRoIPooling",
+        {"spatial_scale": np.nan},
+    ),
+    r"offset_units must be a list of ints of at least 1, received 1024": (
+        "DeformableRoIPooling",
+        {"offset_units": 1024},
+    ),
+    r"canonical_size must be a finite number above 0, received 0": (
+        "MultiScaleRoIAlign",
+        {"scales": (1.0,), "canonical_size": 0},
+    ),
 }
 
 
@@ -444,6 +464,10 @@ BAD_SHAPES = {
         tfd.layers.MultiScaleRoIAlign(2, scales=(1.0, 0.5)),
         [[FEATURES], BOXES],
     ),
+    r"features must be a list of feature maps, received": (
+        tfd.layers.MultiScaleRoIAlign(2, scales=(1.0, 0.5)),
+        [FEATURES, BOXES],
+    ),
     r"features\[1\] must have shape .*= \[2, \?, \?, 5\], received \[2, 9, 7, 4\]": (
         tfd.layers.MultiScaleRoIAlign(2, scales=(1.0, 0.5)),
         [[FEATURES, (*FEATURES[:3], 4)], BOXES],
@@ -462,6 +486,59 @@ def test_a_bad_shape_is_named_with_what_was_expected_and_received(message):
     ]
     with pytest.raises(ValueError, match=message):
         layer(*arguments)
+
+
+DICTIONARY = r"boxes must be .*, received a dict of 'boxes', 'labels'; pass boxes\['boxes'\]"
+
+
+@pytest.mark.parametrize("name", POOLING)
+@pytest.mark.parametrize("make", (np.zeros, keras.KerasTensor), ids=("eager", "symbolic"))
+def test_boxes_in_the_dictionary_of_keras_are_told_how_to_be_passed(name, make):
+    options = {"group_size": 1} if name == "DeformablePSRoIPooling" else {}
+    layer = getattr(tfd.layers, name)(1, **{**POOLING[name][0], **options})
+    channels = getattr(layer, "output_channels", CHANNELS)
+    boxes = {"boxes": make(BOXES), "labels": make(BOXES[:2])}
+    with pytest.raises(TypeError, match=DICTIONARY):
+        layer(make((*FEATURES[:3], channels)), boxes)
+
+
+@pytest.mark.parametrize(
+    ("features", "boxes", "message"),
+    (
+        ((None, 9, 7), (None, 3, 4), r"features must .*, received \[\?, 9, 7\]"),
+        ((None, 9, 7, 5), (None, 4), r"boxes must have shape .*, received \[\?, 4\]"),
+        ((None, 9, 7, 5), (None, 3, 5), r"boxes must have shape .*, received \[\?, 3, 5\]"),
+        ((2, 9, 7, 5), (3, 3, 4), r"boxes must have shape .*, received \[3, 3, 4\]"),
+    ),
+)
+def test_symbolic_tensors_that_do_not_fit_are_named_at_once(features, boxes, message):
+    symbolic = keras.KerasTensor(features), keras.KerasTensor(boxes)
+    with pytest.raises(ValueError, match=message):
+        tfd.layers.RoIAlign(2)(*symbolic)
+    with pytest.raises(ValueError, match=message):
+        tfd.layers.MultiScaleRoIAlign(2, scales=(1.0,))([symbolic[0]], symbolic[1])
+
+
+def test_a_symbolic_map_that_is_in_no_list_is_named():
+    with pytest.raises(ValueError, match=r"features must be a list of feature maps, received"):
+        tfd.layers.MultiScaleRoIAlign(2, scales=(1.0,))(
+            keras.KerasTensor(FEATURES), keras.KerasTensor(BOXES)
+        )
+
+
+def test_unknown_channels_are_named_where_weights_depend_on_them():
+    with pytest.raises(ValueError, match=r"features must have known channels, received .*None\)"):
+        tfd.layers.DeformableRoIPooling(2)(
+            keras.KerasTensor((None, 9, 7, None)), keras.KerasTensor(BOXES)
+        )
+
+
+@pytest.mark.parametrize("format_", ("xyxy", "rel_xyxy"))
+def test_boxes_far_outside_are_warned_of_where_the_layer_is_called(format_):
+    features, boxes = np.zeros(FEATURES, "float32"), np.full(BOXES, 90.0, "float32")
+    with pytest.warns(UserWarning, match=r"spatial_scale may be missing") as warned:
+        tfd.layers.RoIAlign(2, bounding_box_format=format_)(features, boxes)
+    assert [each.filename for each in warned] == [__file__]
 
 
 def test_integers_are_refused(rng):

@@ -342,6 +342,10 @@ BAD_OPTIONS = {
         "control_points": (1, 4)
     },
     r"output_size must .*received 7": {"output_size": 7},
+    r"align_corners must be True or False, received 'yes'": {"align_corners": "yes"},
+    r"transformation must be one of 'translation', .*, received \['affine'\]": {
+        "transformation": ["affine"]
+    },
     r"output_size must .*received \(0, 5\)": {"output_size": (0, 5)},
 }
 
@@ -350,6 +354,27 @@ BAD_OPTIONS = {
 def test_a_bad_option_is_named_with_what_was_expected_and_received(message):
     with pytest.raises(ValueError, match=message):
         tfd.layers.SpatialTransformer(**{"localization": None, **BAD_OPTIONS[message]})
+
+
+def two_heads():
+    inputs = keras.Input(IMAGES[1:])
+    pooled = keras.layers.GlobalMaxPooling2D()(inputs)
+    return keras.Model(inputs, [pooled, keras.layers.Dense(2)(pooled)])
+
+
+@pytest.mark.parametrize(
+    "wrong", ("cnn", keras.layers.Flatten, keras.layers.Flatten().call, [keras.layers.Flatten()])
+)
+def test_a_localisation_that_is_no_layer_is_refused(wrong):
+    message = r"localization must be a Keras layer or model, or None, received .*Lambda"
+    with pytest.raises(ValueError, match=message):
+        tfd.layers.SpatialTransformer(wrong)
+
+
+@pytest.mark.parametrize("make", (np.zeros, keras.KerasTensor), ids=("eager", "symbolic"))
+def test_a_localisation_of_two_outputs_is_refused(make):
+    with pytest.raises(ValueError, match=r"localization must return one tensor, received .*3.*2"):
+        tfd.layers.SpatialTransformer(two_heads())(make(IMAGES))
 
 
 @pytest.mark.parametrize("option", ("interpolation", "padding_mode"))
@@ -380,7 +405,7 @@ BAD_SHAPES = {
         IMAGES,
         (BATCH, 6),
     ),
-    r"parameters must have shape .*'affine' = \[2, 6\], received \[2, 5\]": (
+    r"parameters must have shape .* affine = \[2, 6\], received \[2, 5\]": (
         {},
         IMAGES,
         (BATCH, 5),

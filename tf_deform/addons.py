@@ -264,7 +264,9 @@ def interpolate_spline(
         values = validation.shaped(names[1], values, [batch, count, None], "[batch, n, k]")
         queries = validation.shaped(names[2], queries, [batch, None, dimensions], "[batch, m, d]")
         weight = regularization_weight
-        weight = tf.cast(weight, dtype) if tf.is_tensor(weight) else tf.constant(weight, dtype)
+        if not tf.is_tensor(weight):
+            weight = validation.number("regularization_weight", weight)
+        weight = tf.cast(weight, dtype)
         return polyharmonic_spline(points, values, queries, order, tf.maximum(weight, 0))
 
 
@@ -322,6 +324,8 @@ def transform(
         batch, *space, _ = validation.sizes(images)
         transforms = _per_image("transforms", transforms, 8, batch)
         size = space if output_shape is None else _output_size(output_shape)
+        if not (tf.is_tensor(fill_value) or validation.is_real(fill_value)):
+            raise ValueError(f"fill_value must be a number, received {fill_value!r}")
         out = project(images, transforms, size, interpolation, fill_mode, fill_value)
         return _to_rank(rank, out)
 
@@ -414,7 +418,8 @@ def _per_image(name, values, count, batch):
     received, text = validation.sizes(values)[0], f"{name} must be one, or one for every image"
     if not validation.is_static(received, batch):
         fits = (received == 1) | (received == batch)
-        return validation.satisfying(values, fits, f"{text}, images and received", batch, received)
+        text += ", that is"
+        return validation.satisfying(values, fits, text, batch, ", received", received)
     if received not in (1, batch):
         raise ValueError(f"{text}, that is {batch}, received {received}")
     return values

@@ -1,5 +1,6 @@
 """Making the convolutions of a model deformable."""
 
+import collections.abc
 import inspect
 
 import keras
@@ -37,7 +38,7 @@ def deformable(model, layers=None, **options):
 
     Raises:
         ValueError: a model of another kind or not built, a name that no layer has, a layer that is
-            no convolution, no layer at all, an unknown option.
+            no convolution, no layer at all, an option that is unknown or does not fit.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 3).
 
@@ -57,6 +58,7 @@ def deformable(model, layers=None, **options):
     unknown = [name for name in options if name not in _OPTIONS]
     if unknown:
         raise ValueError(f"options must be among {_listed(_OPTIONS)}, received {_listed(unknown)}")
+    DeformableConv2D(1, 1, **options)  # raises on an option that does not fit
     chosen = _chosen(list(_layers_of(model)), layers)
     copies = []
 
@@ -112,6 +114,8 @@ def _chosen(candidates, layers):
     elif callable(layers):
         chosen = [layer for layer in convolutions if layers(layer)]
     else:
+        if not isinstance(layers, collections.abc.Iterable):
+            raise ValueError(f"layers must be names, a function or None, received {layers!r}")
         names = [layers] if isinstance(layers, str) else list(layers)
         chosen = [layer for layer in candidates if layer.name in names]
         unknown = [name for name in names if name not in [layer.name for layer in chosen]]

@@ -1,6 +1,9 @@
 """What every layer here has in common."""
 
+import inspect
+
 import keras
+import tensorflow as tf
 
 from tf_deform import compiled
 
@@ -15,3 +18,22 @@ class Layer(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_jit = compiled.supports_jit()
+
+    def __call__(self, *args, **kwargs):
+        # Keras asks for shapes before `call` can say what is wrong with them.
+        if any(map(_of_unknown_rank, tf.nest.flatten([args, kwargs]))):
+            named = dict(zip(inspect.signature(self.call).parameters, args, strict=False), **kwargs)
+            wrong = [
+                name
+                for name, argument in named.items()
+                if any(map(_of_unknown_rank, tf.nest.flatten(argument)))
+            ]
+            raise ValueError(
+                f"{wrong[0]} must have a known rank, received a tensor of unknown rank; give it "
+                "one by tf.ensure_shape"
+            )
+        return super().__call__(*args, **kwargs)
+
+
+def _of_unknown_rank(value):
+    return tf.is_tensor(value) and value.shape.rank is None

@@ -31,15 +31,15 @@ class DCN(Projected):
         self.dilation_rate = validation.per_axis("dilation_rate", dilation_rate, 2)
         validation.at_least(1, groups=groups)
         self.groups = groups
-        self.offset_scale = offset_scale
+        self.offset_scale = validation.number("offset_scale", offset_scale, above=0)
         if depthwise_kernel_size is not None:
             depthwise_kernel_size = validation.per_axis(
                 "depthwise_kernel_size", depthwise_kernel_size, 2
             )
         self.depthwise_kernel_size = depthwise_kernel_size
-        self.center_feature_scale = center_feature_scale
-        self.remove_center = remove_center
-        self._taps = len(kernel_taps(self.kernel_size, remove_center))
+        self.center_feature_scale = validation.boolean("center_feature_scale", center_feature_scale)
+        self.remove_center = validation.boolean("remove_center", remove_center)
+        self._taps = len(kernel_taps(self.kernel_size, self.remove_center))
 
     @property
     def _options(self):
@@ -243,8 +243,8 @@ class DCNv4(DCN):
 
     def __init__(self, kernel_size=3, *, pointwise=True, output_bias=True, **kwargs):
         super().__init__(kernel_size, **kwargs)
-        self.pointwise = pointwise
-        self.output_bias = output_bias
+        self.pointwise = validation.boolean("pointwise", pointwise)
+        self.output_bias = validation.boolean("output_bias", output_bias)
 
     @property
     def _options(self):

@@ -68,6 +68,10 @@ class MultiScaleDeformableAttention(Projected):
         return ["num_heads", "key_dim", "num_points"]
 
     def build(self, query_shape, reference_points_shape, values_shape, padding_masks_shape=None):
+        if not all(isinstance(shape, list | tuple) for shape in values_shape):
+            raise ValueError(
+                f"values must be a list of feature maps, received one of shape {values_shape}"
+            )
         maps = [tuple(shape) for shape in values_shape]
         channels = {shape[-1] for shape in maps}
         if len(channels) != 1 or None in channels or any(len(shape) != 4 for shape in maps):

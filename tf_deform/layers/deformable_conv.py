@@ -9,7 +9,13 @@ import tensorflow as tf
 from tf_deform import ops
 from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
-from tf_deform.ops.deformable_conv import explicit_padding, output_sizes
+from tf_deform.ops.deformable_conv import (
+    check_holds,
+    explicit_padding,
+    holding,
+    least_pixels,
+    output_sizes,
+)
 
 
 class DeformableConv(Layer):
@@ -98,25 +104,16 @@ class DeformableConv(Layer):
             raise ValueError(
                 f"filters must be divisible by groups, received {filters} and {groups}"
             )
-        if max_offset is not None and not 0 < max_offset < math.inf:
-            raise ValueError(
-                f"max_offset must be None or finite and above 0, received {max_offset!r}"
-            )
-        if not 0 <= offset_gradient_scale < math.inf:
-            raise ValueError(
-                "offset_gradient_scale must be finite and at least 0, received "
-                f"{offset_gradient_scale!r}"
-            )
         self.filters = filters
         self.kernel_size = validation.per_axis("kernel_size", kernel_size, self.rank)
         self.strides = validation.per_axis("strides", strides, self.rank)
         self.padding = padding.lower() if isinstance(padding, str) else padding
-        self.data_format = data_format or keras.config.image_data_format()
+        self.data_format = keras.config.image_data_format() if data_format is None else data_format
         validation.choice("data_format", self.data_format, ("channels_last", "channels_first"))
         self.dilation_rate = validation.per_axis("dilation_rate", dilation_rate, self.rank)
         self.groups = groups
         self.activation = keras.activations.get(activation)
-        self.use_bias = use_bias
+        self.use_bias = validation.boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -124,11 +121,13 @@ class DeformableConv(Layer):
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.deformable_groups = deformable_groups
-        self.modulated = modulated
-        self.mask_scale = mask_scale
-        self.max_offset = max_offset
+        self.modulated = validation.boolean("modulated", modulated)
+        self.mask_scale = validation.number("mask_scale", mask_scale, above=0)
+        self.max_offset = validation.number("max_offset", max_offset, above=0, optional=True)
         self.offset_kernel_initializer = keras.initializers.get(offset_kernel_initializer)
-        self.offset_gradient_scale = offset_gradient_scale
+        self.offset_gradient_scale = validation.number(
+            "offset_gradient_scale", offset_gradient_scale, minimum=0
+        )
         self._explicit_padding([1] * self.rank)  # raises on a padding that is none
 
     def build(self, inputs_shape, offset_shape=None, modulation_shape=None):
@@ -221,6 +220,7 @@ class DeformableConv(Layer):
     def compute_output_shape(self, inputs_shape, offset_shape=None, modulation_shape=None):
         batch, *rest = inputs_shape
         space = rest[:-1] if self.data_format == "channels_last" else rest[1:]
+        check_holds(batch, space, least_pixels(self.padding, self._extents))
         known = [1 if size is None else size for size in space]
         output = output_sizes(known, self._explicit_padding(known), self._extents, self.strides)
         output = [None if size is None else out for size, out in zip(space, output, strict=True)]
@@ -279,8 +279,9 @@ class DeformableConv(Layer):
         return explicit_padding(self.padding, space, self._extents, self.strides)
 
     def _inputs(self, inputs):
-        inputs = validation.floating("inputs", inputs)
-        return self._to_channels_last(tf.cast(inputs, self.compute_dtype))
+        inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
+        least = least_pixels(self.padding, self._extents)
+        return holding(self._to_channels_last(inputs), least)
 
     def _given(self, name, tensor, channels):
         """Returns an offset or modulation channels-last; its other sizes are checked later."""

@@ -6,64 +6,9 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
-from tf_deform.layers.base import Layer
+from tf_deform.layers.regions import RoIPooling
 from tf_deform.ops import validation
-
-_BOX_FORMATS = (
-    *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
-    *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
-)
-
-
-class RoIPooling(Layer):
-    """What the RoI layers share: boxes `[batch, rois, 4]` in any format, in float32 or wider.
-
-    A relative box format is relative to the input image: the features' size over `spatial_scale`.
-    There is no gradient to the boxes.
-    """
-
-    def __init__(self, output_size, *, bounding_box_format="xyxy", **kwargs):
-        # Without autocast boxes stay float32; the features are cast in `call`.
-        super().__init__(**kwargs)
-        self.output_size = validation.per_axis("output_size", output_size, 2)
-        validation.choice("bounding_box_format", bounding_box_format, _BOX_FORMATS)
-        self.bounding_box_format = bounding_box_format
-
-    def get_config(self):
-        return {**super().get_config(), **{name: getattr(self, name) for name in self._options}}
-
-    @property
-    def _options(self):
-        return ["output_size", "bounding_box_format"]
-
-    def _flat_boxes(self, features, boxes, spatial_scale):
-        """Returns boxes `[batch * rois, 4]` as xyxy, their image, and (batch, rois)."""
-        boxes = validation.floating("boxes", boxes)
-        batch, height, width, _ = validation.sizes(features)
-        boxes = validation.shaped("boxes", boxes, [batch, None, 4], "[batch, rois, 4]")
-        boxes = tf.cast(boxes, tf.float64 if boxes.dtype == tf.float64 else tf.float32)
-        name = self.bounding_box_format
-        if name.startswith("rel_"):  # done here: Keras 3.7 gets rel_center_xywh wrong
-            name = name.removeprefix("rel_")
-            size = (height, width) if name == "yxyx" else (width, height)
-            boxes *= tf.cast(tf.stack([*size, *size]), boxes.dtype) / spatial_scale
-        if name != "xyxy":
-            boxes = keras.utils.bounding_boxes.convert_format(
-                boxes, source=name, target="xyxy", dtype=boxes.dtype.name
-            )
-        rois = validation.sizes(boxes)[1]
-        image = tf.repeat(tf.range(batch), rois)
-        return tf.reshape(boxes, [batch * rois, 4]), image, (batch, rois)
-
-    def _unflat(self, pooled, batch_and_rois):
-        return tf.reshape(pooled, [*batch_and_rois, *validation.sizes(pooled)[1:]])
-
-    def _features(self, features):
-        features = validation.floating("features", features)
-        features = validation.shaped(
-            "features", features, [None] * 4, "[batch, height, width, channels]"
-        )
-        return tf.cast(features, self.compute_dtype)
+from tf_deform.ops.roi_pooling import checked_scales
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -97,10 +42,10 @@ class RoIAlign(RoIPooling):
 
     def __init__(self, output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True, **kwargs):
         super().__init__(output_size, **kwargs)
-        self.spatial_scale = spatial_scale
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
+        self.aligned = validation.boolean("aligned", aligned)
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     @property
@@ -122,7 +67,7 @@ class RoIAlign(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape):
-        return (*boxes_shape[:2], *self.output_size, features_shape[-1])
+        return self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -165,14 +110,12 @@ class MultiScaleRoIAlign(RoIPooling):
         **kwargs,
     ):
         super().__init__(output_size, **kwargs)
-        self.scales = tuple(scales)
-        if not self.scales:
-            raise ValueError(f"scales must have one entry a feature map, received {scales!r}")
+        self.scales = checked_scales(scales)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
-        self.canonical_size = canonical_size
-        self.canonical_level = canonical_level
+        self.aligned = validation.boolean("aligned", aligned)
+        self.canonical_size = validation.number("canonical_size", canonical_size, above=0)
+        self.canonical_level = validation.number("canonical_level", canonical_level)
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     @property
@@ -181,7 +124,10 @@ class MultiScaleRoIAlign(RoIPooling):
         return [*super()._options, *own]
 
     def call(self, features, boxes):
-        features = [self._features(level) for level in features]
+        features = [
+            self._features(level, f"features[{index}]")
+            for index, level in enumerate(validation.listed("features", features))
+        ]
         boxes, image, shape = self._flat_boxes(features[0], boxes, self.scales[0])
         pooled = ops.multi_scale_roi_align(
             features,
@@ -197,7 +143,9 @@ class MultiScaleRoIAlign(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape):
-        return (*boxes_shape[:2], *self.output_size, features_shape[0][-1])
+        if not all(isinstance(each, list | tuple) for each in features_shape):
+            raise ValueError(f"features must be a list of feature maps, received {features_shape}")
+        return self._pooled_shape(features_shape[0], boxes_shape, features_shape[0][-1])
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -230,7 +178,7 @@ class PSRoIAlign(RoIPooling):
         super().__init__(output_size, **kwargs)
         validation.at_least(1, output_channels=output_channels)
         self.output_channels = output_channels
-        self.spatial_scale = spatial_scale
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
         self.supports_jit = self.supports_jit and sampling_ratio > 0
@@ -261,7 +209,7 @@ class PSRoIAlign(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape):
-        return (*boxes_shape[:2], *self.output_size, self.output_channels)
+        return self._pooled_shape(features_shape, boxes_shape, self.output_channels)
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -309,12 +257,12 @@ class DeformableRoIPooling(RoIPooling):
         **kwargs,
     ):
         super().__init__(output_size, **kwargs)
-        self.spatial_scale = spatial_scale
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.gamma = gamma
-        self.modulated = modulated
-        self.offset_units = tuple(offset_units)
+        self.gamma = validation.number("gamma", gamma)
+        self.modulated = validation.boolean("modulated", modulated)
+        self.offset_units = validation.integers("offset_units", offset_units, minimum=1)
         self.supports_jit = self.supports_jit and sampling_ratio > 0
         self.hidden = [
             keras.layers.Dense(
@@ -325,7 +273,10 @@ class DeformableRoIPooling(RoIPooling):
         wide = "float64" if self.compute_dtype == "float64" else "float32"
         bins = math.prod(self.output_size)
         self.predictor = keras.layers.Dense(
-            bins * (3 if modulated else 2), kernel_initializer="zeros", dtype=wide, name="offset"
+            bins * (3 if self.modulated else 2),
+            kernel_initializer="zeros",
+            dtype=wide,
+            name="offset",
         )
 
     @property
@@ -336,6 +287,8 @@ class DeformableRoIPooling(RoIPooling):
     def build(self, features_shape, boxes_shape, offset_shape=None):
         self.predicts = offset_shape is None
         if self.predicts:
+            if features_shape[-1] is None:
+                raise ValueError(f"features must have known channels, received {features_shape}")
             shape = (None, math.prod(self.output_size) * features_shape[-1])
             for dense in (*self.hidden, self.predictor):
                 dense.build(shape)
@@ -384,7 +337,7 @@ class DeformableRoIPooling(RoIPooling):
         return predicted[..., :2], mask
 
     def compute_output_shape(self, features_shape, boxes_shape, offset_shape=None):
-        return (*boxes_shape[:2], *self.output_size, features_shape[-1])
+        return self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -441,8 +394,8 @@ class DeformablePSRoIPooling(RoIPooling):
         self.group_size = group_size
         self.part_size = part_size
         self.sample_per_part = sample_per_part
-        self.trans_std = trans_std
-        self.spatial_scale = spatial_scale
+        self.trans_std = validation.number("trans_std", trans_std)
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
 
     @property
     def _options(self):
@@ -476,4 +429,4 @@ class DeformablePSRoIPooling(RoIPooling):
         return self._unflat(pooled, shape)
 
     def compute_output_shape(self, features_shape, boxes_shape, offset_shape=None):
-        return (*boxes_shape[:2], *self.output_size, self.output_channels)
+        return self._pooled_shape(features_shape, boxes_shape, self.output_channels)

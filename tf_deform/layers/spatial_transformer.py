@@ -29,7 +29,7 @@ class _Sampler(Layer):
         validation.choice("padding_mode", padding_mode, PADDING_MODES)
         self.interpolation = interpolation
         self.padding_mode = padding_mode
-        self.align_corners = align_corners
+        self.align_corners = validation.boolean("align_corners", align_corners)
 
     def get_config(self):
         return {
@@ -133,6 +133,11 @@ class SpatialTransformer(_Sampler):
     ):
         super().__init__(**kwargs)
         validation.choice("transformation", transformation, _TRANSFORMATIONS)
+        if localization is not None and not isinstance(localization, keras.layers.Layer):
+            raise ValueError(
+                "localization must be a Keras layer or model, or None, received "
+                f"{localization!r}; keras.layers.Lambda makes a layer of a function"
+            )
         self.localization = localization
         self.transformation = transformation
         if output_size is not None:
@@ -171,6 +176,10 @@ class SpatialTransformer(_Sampler):
         if not self.localization.built:
             self.localization.build(inputs_shape)
         features_shape = self.localization.compute_output_shape(inputs_shape)
+        if not all(size is None or isinstance(size, int) for size in features_shape):
+            raise ValueError(
+                f"localization must return one tensor, received outputs of {features_shape}"
+            )
         if None in features_shape[1:]:
             raise ValueError(
                 "localization must return features of known size (pool them globally where the "
@@ -197,7 +206,7 @@ class SpatialTransformer(_Sampler):
             "parameters",
             validation.floating("parameters", parameters),
             [batch, count],
-            f"[batch, {count}] for the transformation {self.transformation!r}",
+            f"[batch, {count}] for the transformation {self.transformation}",
         )
         if parameters.dtype != tf.float64:
             parameters = tf.cast(parameters, tf.float32)

@@ -3,7 +3,12 @@
 import tensorflow as tf
 
 from tf_deform.ops import validation
-from tf_deform.ops.deformable_conv import explicit_padding, output_sizes
+from tf_deform.ops.deformable_conv import (
+    explicit_padding,
+    holding,
+    least_pixels,
+    output_sizes,
+)
 from tf_deform.ops.sampling import Table, sample_table
 from tf_deform.ops.symbolic import operator
 
@@ -165,12 +170,13 @@ class _Geometry:
         kernel_size = validation.per_axis("kernel_size", kernel_size, 2)
         self.strides = validation.per_axis("strides", strides, 2)
         self.dilation = validation.per_axis("dilation_rate", dilation_rate, 2)
-        self.taps = kernel_taps(kernel_size, remove_center)
+        self.taps = kernel_taps(kernel_size, validation.boolean("remove_center", remove_center))
         reach = [(k - 1) * d for k, d in zip(kernel_size, self.dilation, strict=True)]
         self.centre = [each // 2 for each in reach]
         extents = [each + 1 for each in reach]
         self.batch, *space, self.channels = validation.sizes(self.inputs)
         pads = explicit_padding(padding, space, extents, self.strides)
+        self.inputs = holding(self.inputs, least_pixels(padding, extents))
         self.before = [before for before, _ in pads]
         self.output = output_sizes(space, pads, extents, self.strides)
 
@@ -200,6 +206,7 @@ class _Geometry:
 
         offset: `[batch, pixels, groups, taps, 2]` as (x, y). mask: `[batch, pixels, groups, taps]`.
         """
+        scale = validation.number("offset_scale", scale, above=0)
         wide = tf.float64 if tf.float64 in (self.inputs.dtype, offset.dtype) else tf.float32
         offset = tf.cast(offset, wide) * scale
         y, x = (self._at_rest(axis, scale, wide) for axis in (0, 1))

@@ -59,6 +59,7 @@ def deformable_conv(
             f"inputs must have shape [batch, 1 to 3 axes, channels], received {inputs.shape}"
         )
     geometry = Geometry(inputs, kernel, strides, padding, dilation_rate)
+    inputs = holding(inputs, geometry.least)
     deformable_groups = _deformable_groups(offset, geometry)
     batch = validation.sizes(inputs)[0]
     offset = validation.shaped(
@@ -136,6 +137,7 @@ class Geometry:
         pads = explicit_padding(padding, space, extents, self.strides)
         self.before, self.after = map(list, zip(*pads, strict=True))
         self.output = output_sizes(space, pads, extents, self.strides)
+        self.least = least_pixels(padding, extents)
 
     def tap_positions(self, dtype):
         """Returns `[output pixels, taps, rank]`: where the taps lie before they are moved."""
@@ -192,6 +194,41 @@ def explicit_padding(padding, space, extents, strides):
             f"received {padding!r}"
         )
     return [tuple(pair) for pair in pads]
+
+
+def least_pixels(padding, extents):
+    """Returns the size along each axis that a kernel fits into with its padding."""
+    if isinstance(padding, str) and padding.lower() != "valid":
+        return [0] * len(extents)
+    pads = explicit_padding(padding, extents, extents, [1] * len(extents))
+    return [max(extent - sum(pad), 0) for extent, pad in zip(extents, pads, strict=True)]
+
+
+def check_holds(batch, space, least):
+    """Raises ValueError if images of sizes known while tracing are smaller than the kernel."""
+    pairs = zip(space, least, strict=True)
+    small = any(validation.is_static(size) and size < wanted for size, wanted in pairs)
+    if small and not (validation.is_static(batch) and batch == 0):
+        known = [size if validation.is_static(size) else None for size in space]
+        text, received, remedy = _small(least, validation.shown(known))
+        raise ValueError(f"{text} {received}{remedy}")
+
+
+def holding(inputs, least):
+    """Returns channels-last inputs, checked to be no smaller than the kernel if there are any."""
+    batch, *space, _ = validation.sizes(inputs)
+    check_holds(batch, space, least)
+    if validation.is_static(*space) or not any(least):
+        return inputs
+    sizes = tf.stack(space)
+    holds = tf.reduce_all(sizes >= least) | tf.equal(batch, 0)
+    return validation.satisfying(inputs, holds, *_small(least, sizes))
+
+
+def _small(least, received):
+    """Returns the parts of the message about images smaller than the kernel."""
+    text = f"inputs must be at least {least} pixels, what the kernel spans without the padding"
+    return f"{text}, received", received, "; same padding takes any size"
 
 
 def output_sizes(space, pads, extents, strides):

@@ -130,6 +130,7 @@ def grid_sample(
     """
     inputs = validation.floating("inputs", inputs)
     grid = validation.floating("grid", grid)
+    align_corners = validation.boolean("align_corners", align_corners)
     rank = grid.shape[-1] if grid.shape.rank else None
     if rank not in (1, 2, 3) or grid.shape.rank != rank + 2:
         raise ValueError(
@@ -187,6 +188,7 @@ def sample_at(inputs, grid, interpolation, padding_mode, align_corners):
 def affine(theta, output_size, align_corners):
     """Returns `affine_grid`, as a tensor or the list of its axes."""
     validation.output_size(output_size, (2, 3))
+    align_corners = validation.boolean("align_corners", align_corners)
     rank = len(output_size)
     theta = _parameters("theta", theta, [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]")
     axes = _normalized(output_size, align_corners, theta.dtype)
@@ -198,6 +200,7 @@ def affine(theta, output_size, align_corners):
 def projective(theta, output_size, align_corners):
     """Returns `projective_grid` as the list of its axes."""
     validation.output_size(output_size, (2,))
+    align_corners = validation.boolean("align_corners", align_corners)
     theta = _parameters("theta", theta, [None, 3, 3], "[batch, 3, 3]")
     x, y, w = _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
     finite = w != 0
@@ -208,6 +211,7 @@ def projective(theta, output_size, align_corners):
 def thin_plate_spline(displacements, output_size, control_points, align_corners):
     """Returns `thin_plate_spline_grid` as the list of its axes."""
     validation.output_size(output_size, (2,))
+    align_corners = validation.boolean("align_corners", align_corners)
     control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
     count = math.prod(control_points)
     displacements = _parameters(

@@ -3,8 +3,10 @@
 No operator here has a gradient to the boxes.
 """
 
+import itertools
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from tf_deform import onnx_ops
@@ -63,8 +65,11 @@ def roi_align(
         >>> roi_align(features, [[0.0, 0.0, 4.0, 4.0]], [0], 1).numpy().item()
         7.5
     """
-    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    features, boxes, box_indices, spatial_scale = _checked(
+        features, boxes, box_indices, spatial_scale
+    )
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    aligned = validation.boolean("aligned", aligned)
     if onnx_ops.wanted():
         return onnx_ops.roi_align(
             features, boxes, box_indices, output_size, spatial_scale, sampling_ratio, aligned
@@ -125,16 +130,18 @@ def multi_scale_roi_align(
         >>> pooled[:, 0, 0, 0].numpy().tolist()
         [0.0, 1.0]
     """
-    if len(features) != len(scales) or not scales:
-        raise ValueError(
-            f"scales must have one entry a feature map, received {len(scales)} for {len(features)}"
-        )
-    if min(scales) <= 0:
-        raise ValueError(f"scales must be above 0, received {scales!r}")
+    scales = checked_scales(scales)
     levels = validation.feature_maps("features", features)
-    first, boxes, box_indices = _checked(levels[0], boxes, box_indices)
+    if len(levels) != len(scales):
+        raise ValueError(
+            f"scales must have one entry a feature map, received {len(scales)} for {len(levels)}"
+        )
+    first, boxes, box_indices, _ = _checked(levels[0], boxes, box_indices, scales[0])
+    canonical_size = validation.number("canonical_size", canonical_size, above=0)
+    canonical_level = validation.number("canonical_level", canonical_level)
     level = _levels(boxes, scales, canonical_size, canonical_level)
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    aligned = validation.boolean("aligned", aligned)
     scale = tf.gather(tf.constant(scales, boxes.dtype), level)[:, None]
     start, size = _regions(boxes, scale, 0.5 if aligned else 0.0)
     if not aligned:
@@ -173,7 +180,9 @@ def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0
         >>> ps_roi_align(features, [[0.0, 0.0, 1.0, 1.0]], [0], 2)[0, :, :, 0].numpy().tolist()
         [[0.0, 1.0], [2.0, 3.0]]
     """
-    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    features, boxes, box_indices, spatial_scale = _checked(
+        features, boxes, box_indices, spatial_scale
+    )
     output_size = validation.per_axis("output_size", output_size, 2)
     bins = math.prod(output_size)
     if features.shape[-1] is None or features.shape[-1] % bins:
@@ -231,8 +240,11 @@ def deformable_roi_pool(
         >>> deformable_roi_pool(features, boxes, [0], offset, 1).numpy().item()
         8.0
     """
-    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    features, boxes, box_indices, spatial_scale = _checked(
+        features, boxes, box_indices, spatial_scale
+    )
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    gamma = validation.number("gamma", gamma)
     start, size = _regions(boxes, spatial_scale, 0.5)
     rois = validation.sizes(boxes)[0]
     shift = None
@@ -316,7 +328,9 @@ def deformable_ps_roi_pool(
         >>> pooled.numpy().item()  # samples at -0.5 and 1.5
         3.75
     """
-    features, boxes, box_indices = _checked(features, boxes, box_indices)
+    features, boxes, box_indices, spatial_scale = _checked(
+        features, boxes, box_indices, spatial_scale
+    )
     output_size = validation.per_axis("output_size", output_size, 2)
     validation.at_least(
         1,
@@ -325,6 +339,7 @@ def deformable_ps_roi_pool(
         part_size=part_size,
         sample_per_part=sample_per_part,
     )
+    trans_std = validation.number("trans_std", trans_std)
     rois = validation.sizes(boxes)[0]
     start, size = _rounded_regions(boxes, spatial_scale)
     classes, shift = 1, None
@@ -355,8 +370,25 @@ def deformable_ps_roi_pool(
     return tf.cast(tf.reshape(pooled, [rois, *output_size, output_channels]), features.dtype)
 
 
-def _checked(features, boxes, box_indices):
-    """Returns the operators' common arguments as tensors: coordinates in float32 or float64."""
+def checked_scales(scales):
+    """Returns the levels' scales as floats: each must be half of the one before, to rounding."""
+    known = isinstance(scales, list | tuple | np.ndarray) and np.ndim(scales) == 1
+    try:
+        numbers = [validation.number("scales", each, above=0) for each in (scales if known else ())]
+        halved = all(math.isclose(a, 2 * b, rel_tol=1e-5) for a, b in itertools.pairwise(numbers))
+    except ValueError:
+        numbers = []
+    if not numbers or not halved:
+        raise ValueError(
+            "scales must be finite numbers above 0, each half of the one before, as in (1/4, 1/8), "
+            f"received {scales!r}"
+        )
+    return tuple(numbers)
+
+
+def _checked(features, boxes, box_indices, spatial_scale):
+    """Returns the operators' common arguments: coordinates as tensors in float32 or float64."""
+    spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
     features = validation.floating("features", features)
     boxes = validation.floating("boxes", boxes)
     features = validation.shaped(
@@ -368,7 +400,25 @@ def _checked(features, boxes, box_indices):
     box_indices = checked_image_index("box_indices", box_indices, rois, images)
     wide = tf.float64 in (features.dtype, boxes.dtype)
     boxes = tf.cast(boxes, tf.float64 if wide else tf.float32)
-    return features, tf.stop_gradient(boxes), box_indices
+    if tf.executing_eagerly():
+        _warn_if_outside(boxes.numpy(), features.shape[1:3], float(spatial_scale))
+    return features, tf.stop_gradient(boxes), box_indices, spatial_scale
+
+
+def _warn_if_outside(boxes, space, spatial_scale):
+    """Warns if there are finite boxes, and all of them lie outside the features."""
+    touches = True
+    for axis, size in enumerate([space[1], space[0]]):  # x, y
+        start, end = boxes[:, axis], boxes[:, axis + 2]
+        touches &= (np.maximum(start, end) >= 0) & (np.minimum(start, end) <= size / spatial_scale)
+    finite = boxes[:0] if np.any(touches) else boxes[np.isfinite(boxes).all(axis=1)]
+    if len(finite):
+        validation.warn(
+            f"boxes all lie outside the features, {space[0]} x {space[1]} pixels under "
+            f"spatial_scale={spatial_scale:g}, the first is {finite[0].tolist()} in the image: "
+            "spatial_scale may be missing (it is the features' size / the image's size), or "
+            "bounding_box_format another than that of the boxes"
+        )
 
 
 def _regions(boxes, spatial_scale, shift):

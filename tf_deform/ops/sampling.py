@@ -195,7 +195,7 @@ def checked_image_index(name, index, rows, images):
         inside,
         f"{name} must be at least 0 and below the batch size",
         images,
-        "received",
+        ", received",
         index,
     )
 

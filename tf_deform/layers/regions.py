@@ -1,0 +1,70 @@
+"""What the layers that pool regions of interest share: their boxes."""
+
+import keras
+import tensorflow as tf
+
+from tf_deform.layers.base import Layer
+from tf_deform.ops import validation
+
+_FEATURES, _BOXES = "[batch, height, width, channels]", "[batch, rois, 4]"
+_BOX_FORMATS = (
+    *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
+    *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
+)
+
+
+class RoIPooling(Layer):
+    """What the RoI layers share: boxes `[batch, rois, 4]` in any format, in float32 or wider.
+
+    A relative box format is relative to the input image: the features' size over `spatial_scale`.
+    There is no gradient to the boxes.
+    """
+
+    def __init__(self, output_size, *, bounding_box_format="xyxy", **kwargs):
+        # Without autocast boxes stay float32; the features are cast in `call`.
+        super().__init__(**kwargs)
+        self.output_size = validation.per_axis("output_size", output_size, 2)
+        validation.choice("bounding_box_format", bounding_box_format, _BOX_FORMATS)
+        self.bounding_box_format = bounding_box_format
+
+    def get_config(self):
+        return {**super().get_config(), **{name: getattr(self, name) for name in self._options}}
+
+    @property
+    def _options(self):
+        return ["output_size", "bounding_box_format"]
+
+    def _flat_boxes(self, features, boxes, spatial_scale):
+        """Returns boxes `[batch * rois, 4]` as xyxy, their image, and (batch, rois)."""
+        boxes = validation.floating("boxes", boxes)
+        batch, height, width, _ = validation.sizes(features)
+        boxes = validation.shaped("boxes", boxes, [batch, None, 4], _BOXES)
+        boxes = tf.cast(boxes, tf.float64 if boxes.dtype == tf.float64 else tf.float32)
+        name = self.bounding_box_format
+        if name.startswith("rel_"):  # done here: Keras 3.7 gets rel_center_xywh wrong
+            name = name.removeprefix("rel_")
+            size = (height, width) if name == "yxyx" else (width, height)
+            boxes *= tf.cast(tf.stack([*size, *size]), boxes.dtype) / spatial_scale
+        if name != "xyxy":
+            boxes = keras.utils.bounding_boxes.convert_format(
+                boxes, source=name, target="xyxy", dtype=boxes.dtype.name
+            )
+        rois = validation.sizes(boxes)[1]
+        image = tf.repeat(tf.range(batch), rois)
+        return tf.reshape(boxes, [batch * rois, 4]), image, (batch, rois)
+
+    def _unflat(self, pooled, batch_and_rois):
+        return tf.reshape(pooled, [*batch_and_rois, *validation.sizes(pooled)[1:]])
+
+    def _features(self, features, name="features"):
+        features = validation.floating(name, features)
+        features = validation.shaped(name, features, [None] * 4, _FEATURES)
+        return tf.cast(features, self.compute_dtype)
+
+    def _pooled_shape(self, features_shape, boxes_shape, channels):
+        """Returns the result's shape. Raises as `call`, which symbolic tensors do not reach."""
+        if isinstance(boxes_shape, dict):
+            validation.floating("boxes", boxes_shape)
+        validation.check_shape("features", features_shape, [None] * 4, _FEATURES)
+        validation.check_shape("boxes", boxes_shape, [features_shape[0], None, 4], _BOXES)
+        return (*boxes_shape[:2], *self.output_size, channels)
