@@ -52,6 +52,7 @@ ops.validation ops.symbolic
 ops.gathering
 ops.sampling
 ops.bins ops.deformable_conv
+ops.regions
 ops.*
 ops
 layers.base
