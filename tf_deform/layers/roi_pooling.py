@@ -455,8 +455,8 @@ class DeformablePSRoIPooling(RoIPooling):
     def sampling_boxes(self, features, boxes, offset=None):
         """Returns the bins in which the layer samples: `[batch, rois, *output_size, classes, 4]`.
 
-        As in `RoIAlign.sampling_boxes`, of boxes that are rounded to whole pixels. The arguments are those of the
-        call; without an offset there is one class, whose bins are in place.
+        As in `RoIAlign.sampling_boxes`, of boxes that are rounded to whole pixels. The arguments
+        are those of the call; without an offset there is one class, whose bins are in place.
         """
         _, boxes, _, shape = self._arguments(features, boxes)
         bins, _ = moved_bins_of_classes(
