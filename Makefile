@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo detect test check install format-check lint types format bench ops sanitize wheel \
+.PHONY: help demo detect pictures test check install format-check lint types format bench ops sanitize wheel \
 	serving soak bazel test-lowest goldens-addons clean
 
 help: ## print these targets
@@ -31,6 +31,10 @@ demo: $(VENV)/.has-demo ## train on distorted digits, draw the figure, serve the
 detect: $(VENV)/.has-demo ## train detectors with three ways of pooling regions, compare them (ARGS=--quick)
 	@echo "==> Running examples/detect_digits.py $(ARGS)"
 	@$(RUN) examples/detect_digits.py $(ARGS)
+
+pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=--quick)
+	@echo "==> Running examples/pictures.py $(ARGS)"
+	@$(RUN) examples/pictures.py $(ARGS)
 
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes"

@@ -1,7 +1,7 @@
 """Pictures of where the layers look, drawn with matplotlib: `pip install "tf_deform[plot]"`.
 
 Every function draws on the axes that it is given, or on new ones, and returns them. The colours are
-those of Okabe and Ito, which all eyes tell apart; what lies on a photograph has a dark rim.
+those of Okabe and Ito, which all eyes tell apart; rims set them off from bright and dark images.
 """
 
 import importlib
@@ -383,7 +383,7 @@ def _rimmed(width):
 def _draw_taps(ax, moved, rest, share, colour):
     if rest is not None:
         y, x = rest.T
-        ax.scatter(x, y, s=10, color=REST, edgecolor=RIM, linewidth=0.5, alpha=0.7, zorder=3)
+        ax.scatter(x, y, s=12, color=REST, edgecolor=RIM, linewidth=0.5, alpha=0.7, zorder=3)
         _draw_arrows(ax, rest, moved, colour)
     _draw_points(ax, moved[:, ::-1], colour, share)
 
@@ -394,9 +394,10 @@ def _draw_points(ax, points, colour, share, marker="o"):
     ax.scatter(
         *points.T,
         s=8 + 47 * share,
-        color=[(red, green, blue, 0.25 + 0.75 * each) for each in share],
-        edgecolor=RIM,
-        linewidth=0.7,
+        facecolor=[(red, green, blue, 0.3 + 0.7 * each) for each in share],
+        edgecolor="white",
+        linewidth=0.6,
+        path_effects=_rimmed(0.6),
         marker=marker,
         zorder=4,
     )
