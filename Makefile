@@ -13,12 +13,16 @@ VENV_LOWEST := .venv-lowest
 VENV_ADDONS := .venv-addons
 RUN := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Prints what CMake is to know of TensorFlow.
+DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
+	print("-DTF_INCLUDE=" + find.get_include(), "-DTF_LIBRARY=" + find.get_lib(), \
+	"-DTF_ABI=%d" % find.CXX11_ABI_FLAG, "-DTF_MINOR=" + tf.__version__.rpartition(".")[0])
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo detect pictures test check install format-check lint types format bench ops sanitize wheel \
-	serving soak bazel test-lowest goldens-addons clean
+.PHONY: help demo detect pictures test check install format-check lint types format bench ops \
+	sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -40,8 +44,8 @@ test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes"
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: ## check format, lint and types, build the library, run the tests
-	@for stage in install format-check lint types ops test; do \
+check: ## check format, lint and types, build the library, run the tests and 1,000 hostile calls
+	@for stage in install format-check lint types ops test fuzz; do \
 		start=$$(date +%s); \
 		$(MAKE) --no-print-directory $$stage || { echo "==> $$stage failed"; exit 1; }; \
 		echo "==> $$stage: $$(($$(date +%s) - start)) s"; \
@@ -53,9 +57,19 @@ ops: $(VENV)/.has-test ## build the compiled library against the installed Tenso
 sanitize: $(VENV)/.has-test ## run the kernels with AddressSanitizer and UndefinedBehaviorSanitizer
 	@echo "==> Building build/sanitize (a minute)"
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/sanitize -DSANITIZE=ON \
-		-DTF_INCLUDE="$$($(RUN) -c 'import tensorflow; print(tensorflow.sysconfig.get_include())')" >/dev/null
+		$$($(RUN) -c '$(DEFINITIONS)') >/dev/null
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --target kernel_tests
 	@build/sanitize/kernel_test_avx2 200
+
+fuzz: ops ## call the library's ops with hostile arguments (ARGS="--cases 40000 --mode eager --seed 1")
+	@$(RUN) tests/fuzz/fuzz.py $(ARGS)
+
+fuzz-sanitized: $(VENV)/.has-test ## the same with AddressSanitizer and UndefinedBehaviorSanitizer
+	@echo "==> Building build/sanitize (some minutes)"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/sanitize -DSANITIZE=ON \
+		$$($(RUN) -c '$(DEFINITIONS)') >/dev/null
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --parallel $(WORKERS)
+	@$(RUN) tests/fuzz/fuzz.py --sanitized build/sanitize $(ARGS)
 
 wheel: $(VENV)/.has-test ## make a wheel with the compiled library inside, for the installed TensorFlow
 	@$(RUN) -m tf_deform wheel

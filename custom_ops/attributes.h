@@ -9,6 +9,13 @@
 
 namespace tf_deform {
 
+// What TensorFlow is told of an error.
+inline absl::Status StatusOf(const Error& error) {
+  return error.kind == Error::kNone     ? absl::OkStatus()
+         : error.kind == Error::kMemory ? absl::ResourceExhaustedError(error.text)
+                                        : absl::InternalError(error.text);
+}
+
 // Sets all of the call that the node says, which is all but the shapes, the type and `before`.
 inline absl::Status ReadAttributes(tensorflow::OpKernelConstruction* node, Op op, Call* call) {
   call->op = op;

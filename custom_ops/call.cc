@@ -1,5 +1,6 @@
 #include "call.h"
 
+#include <algorithm>
 #include <limits>
 #include <sstream>
 
@@ -25,6 +26,19 @@ std::string Expect(const char* name, const Shape& received, const Shape& expecte
   if (received == expected) return "";
   return Text(name, " must have shape ", Text(expected), ", received ", Text(received));
 }
+
+// Kernels multiply sizes as they like: that is safe if all those of each array, but for those that
+// are 0, have a product that fits.
+std::string CheckProduct(const char* name, const Shape& shape) {
+  int64_t product = 1;
+  for (const int64_t size : shape) {
+    if (size == 0 || !__builtin_mul_overflow(product, size, &product)) continue;
+    return Text(name, " must have sizes whose product is below 2^63, received ", Text(shape));
+  }
+  return "";
+}
+
+bool IsEmpty(const Shape& shape) { return std::count(shape.begin(), shape.end(), 0) > 0; }
 
 // The inputs are values, points, weights and image_index if there are any, and for a gradient op
 // the gradient.
@@ -70,6 +84,9 @@ std::string ReadSample(const Call& call, SampleSizes* sizes, Shape* out) {
                  Text(points));
   }
   if (error.empty() && call.op != Op::kSample) error = Expect("gradient", call.inputs.back(), *out);
+  if (error.empty()) error = CheckProduct("values", values);
+  if (error.empty()) error = CheckProduct("points", points);
+  if (error.empty()) error = CheckProduct("points times the channels of values", *out);
   return error;
 }
 
@@ -97,16 +114,14 @@ void PlanSample(const Call& call, Plan* plan) {
     const int64_t* const index = indexed ? static_cast<const int64_t*>(in[2 + weighted]) : nullptr;
     W* const first = static_cast<W*>(to[0]);
     if (op == Op::kSample) {
-      kernels.sample(pool, sizes, values, points, weights, index, first);
-      return;
+      return kernels.sample(pool, sizes, values, points, weights, index, first);
     }
     const W* const gradient = static_cast<const W*>(in[2 + weighted + indexed]);
     if (op == Op::kSampleGradValues) {
-      kernels.sample_grad_values(pool, sizes, points, weights, index, gradient, first);
-    } else {
-      kernels.sample_grad_points(pool, sizes, values, points, weights, index, gradient, first,
-                                 weighted ? static_cast<W*>(to[1]) : nullptr);
+      return kernels.sample_grad_values(pool, sizes, points, weights, index, gradient, first);
     }
+    return kernels.sample_grad_points(pool, sizes, values, points, weights, index, gradient, first,
+                                      weighted ? static_cast<W*>(to[1]) : nullptr);
   };
 }
 
@@ -129,7 +144,10 @@ std::string CheckGeometry(const Call& call) {
     return Text("inputs, kernel and offset must have ", rank + 2, " axes, received ",
                 Text(call.inputs[0]), ", ", Text(call.inputs[1]), " and ", Text(call.inputs[2]));
   }
-  return "";
+  std::string error = CheckProduct("inputs", call.inputs[0]);
+  if (error.empty()) error = CheckProduct("kernel", call.inputs[1]);
+  if (error.empty()) error = CheckProduct("offset", call.inputs[2]);
+  return error;
 }
 
 // The inputs are inputs, kernel, offset, a mask if there is one, and for the gradient op the
@@ -147,9 +165,8 @@ std::string ReadConv(const Call& call, ConvSizes* sizes, Shape* out) {
   sizes->batch = inputs[0];
   sizes->channels = inputs[rank + 1];
   sizes->filters = kernel[rank + 1];
-  bool empty = false;
-  for (const int64_t size : kernel) empty = empty || size < 1;
-  int64_t taps = !empty;  // of a kernel that exists the product is no more than its elements
+  const bool empty = IsEmpty(kernel);
+  int64_t taps = 1;
   for (int axis = 0; axis < rank; ++axis) {
     sizes->space[axis] = inputs[axis + 1];
     sizes->output[axis] = offset[axis + 1];
@@ -172,13 +189,13 @@ std::string ReadConv(const Call& call, ConvSizes* sizes, Shape* out) {
   }
   sizes->groups = sizes->channels / group_channels;
   const int64_t coordinates = offset[rank + 1];
-  if (coordinates < 1 || coordinates % (taps * rank) ||
-      sizes->channels % (coordinates / (taps * rank))) {
+  if (coordinates < 1 || coordinates % taps || coordinates / taps % rank ||
+      sizes->channels % (coordinates / taps / rank)) {
     return Text("offset must have deformable groups * ", taps, " taps * ", rank,
                 " coordinates channels with groups that divide the ", sizes->channels,
                 " channels of the inputs, received ", Text(offset));
   }
-  sizes->deformable_groups = coordinates / (taps * rank);
+  sizes->deformable_groups = coordinates / taps / rank;
   if (offset[0] != sizes->batch) {
     return Text("offset must have the batch ", sizes->batch, " of the inputs, received ",
                 Text(offset));
@@ -190,6 +207,7 @@ std::string ReadConv(const Call& call, ConvSizes* sizes, Shape* out) {
   if (error.empty() && call.op == Op::kConvGrad) {
     error = Expect("gradient", call.inputs.back(), *out);
   }
+  if (error.empty()) error = CheckProduct("offset times the filters of kernel", *out);
   return error;
 }
 
@@ -211,13 +229,12 @@ void PlanConv(const Call& call, Plan* plan) {
     const W* const offset = static_cast<const W*>(in[2]);
     const W* const mask = masked ? static_cast<const W*>(in[3]) : nullptr;
     if (forward) {
-      kernels.conv(pool, sizes, inputs, kernel, offset, mask, static_cast<T*>(to[0]));
-    } else {
-      const auto result = [to](int64_t output) { return static_cast<W*>(to[output]); };
-      kernels.conv_grad(pool, sizes, inputs, kernel, offset, mask,
-                        static_cast<const T*>(in[3 + masked]), result(0), result(1), result(2),
-                        masked ? result(3) : nullptr);
+      return kernels.conv(pool, sizes, inputs, kernel, offset, mask, static_cast<T*>(to[0]));
     }
+    const auto result = [to](int64_t output) { return static_cast<W*>(to[output]); };
+    return kernels.conv_grad(pool, sizes, inputs, kernel, offset, mask,
+                             static_cast<const T*>(in[3 + masked]), result(0), result(1), result(2),
+                             masked ? result(3) : nullptr);
   };
 }
 
@@ -247,6 +264,9 @@ Plan MakePlan(const Call& call) {
     PlanTyped<Float16Bits>(call, &plan);
   } else {
     PlanTyped<Bfloat16Bits>(call, &plan);
+  }
+  if (std::all_of(plan.outputs.begin(), plan.outputs.end(), IsEmpty)) {  // nothing to do
+    plan.run = [](auto&&...) { return Error(); };
   }
   return plan;
 }

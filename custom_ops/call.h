@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "errors.h"
 #include "kernels.h"
 
 namespace tf_deform {
@@ -37,11 +38,12 @@ struct Plan {
                       // once CheckIndex has found nothing either
   std::vector<Shape> outputs;
   int64_t image_index = -1, rows = 0, images = 0;  // which input it is, its size, and its limit
-  std::function<void(const Kernels& kernels, const Pool& pool, const void* const* inputs,
-                     void* const* outputs)>
-      run;
+  std::function<Error(const Kernels& kernels, const Pool& pool, const void* const* inputs,
+                      void* const* outputs)>
+      run;  // throws nothing
 };
 
+// May throw, as what follows may: there may be no memory for a plan.
 Plan MakePlan(const Call& call);
 
 // Returns what is wrong with the values of image_index, or "".
@@ -53,13 +55,6 @@ std::string FolderOfLibrary();
 // The kernels of the best instruction set that the processor has; null with an error if there are
 // none. They lie in libraries of their own beside this one, loaded once.
 const Kernels* LoadKernels(std::string* error);
-
-// Small blocks of about equal cost: left to themselves a pool's threads are given a few large ones,
-// of which one has more than the other.
-inline int64_t BlockSize(int64_t cost) {
-  constexpr int64_t kCycles = 100000;
-  return cost < kCycles ? kCycles / (cost < 1 ? 1 : cost) : 1;
-}
 
 }  // namespace tf_deform
 

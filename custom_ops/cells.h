@@ -32,7 +32,8 @@ struct Cells {
     constexpr double kInteger = 0x1.8p52;
     for (int64_t i = 0; i < count; i += kLanes) {
       Lanes along[kRank][2];
-      Flags all = Flags{} - 1;
+      const Lanes scale = Load(factor + i);
+      Flags all = IsFinite(scale);
       Doubles offset = Doubles{} + kInteger;
       for (int axis = 0; axis < kRank; ++axis) {
         const Lanes point = Load(position[axis] + i);
@@ -45,7 +46,7 @@ struct Cells {
       }
 #pragma GCC unroll 8
       for (int corner = 0; corner < kMost; ++corner) {
-        Store(weight[corner] + i, CornerWeight<kRank>(corner, along) * Load(factor + i));
+        Store(weight[corner] + i, CornerWeight<kRank>(corner, along) * scale);
       }
       const Integers first =
           reinterpret_cast<Integers>(offset) - reinterpret_cast<Integers>(Doubles{} + kInteger);
@@ -64,12 +65,19 @@ struct Cells {
 
   alignas(64) T position[kRank][kSize] = {};
   alignas(64) T factor[kSize] = {};  // of the sample
-  // Set by Find. Where all corners exist, interior is not 0 and lower is the first one's offset;
-  // the weights hold the factor.
+  // Set by Find. Where all corners exist and the factor is finite, interior is not 0 and lower is
+  // the first one's offset; the weights hold the factor.
   alignas(64) T fraction[kRank][kSize], weight[kMost][kSize];
   alignas(64) int64_t lower[kSize];
   alignas(64) std::conditional_t<sizeof(T) == 4, int32_t, int64_t> interior[kSize];
 };
+
+// Whether a sample is NaN whatever it reads: the pixels that it does not read are the number 0, and
+// 0 times a factor that is not finite is NaN.
+template <typename T, int kRank, bool kSlopes>
+inline bool IsSpoilt(const Corners<T, kRank, kSlopes>& corners, T factor) {
+  return !(corners.reads && corners.count == corners.kMost) && !IsFinite(factor);
+}
 
 // out[c] = the sample of channel c at a cell, times its factor.
 template <typename T, int kRank, typename S, typename Channels>
@@ -84,9 +92,9 @@ inline void Sample(const Cells<T, kRank>& cells, const Space<T, kRank>& space, i
   }
   Corners<T, kRank, false> corners;
   cells.Corner(space, i, &corners);
-  const int count = corners.reads ? corners.count : 0;
+  const int count = corners.reads && !IsSpoilt(corners, cells.factor[i]) ? corners.count : 0;
   for (int each = 0; each < count; ++each) weight[each] = corners.weight[each] * cells.factor[i];
-  if (count == 0) std::fill(out, out + channels, T(0));
+  if (count == 0) std::fill(out, out + channels, T(0) * cells.factor[i]);
   WithConstant<kMost>(count, [&](auto constant) {
     SumRows<constant>(values, corners.offset, weight, 0, channels, false, out);
   });
@@ -118,17 +126,19 @@ inline void PointGradients(const Cells<T, kRank>& cells, int64_t count,
   }
 }
 
-// The same for the corners of one point, whatever it is. gradient: [kRank + 1].
+// The same for the corners of one cell, whatever it is. gradient: [kRank + 1].
 template <typename T, int kRank>
-inline void PointGradient(const Corners<T, kRank>& corners, T factor, const T* dot, T* gradient) {
-  T sum[kRank + 1] = {};
-  for (int i = 0; i < corners.count; ++i) {
-    for (int axis = 0; axis < kRank; ++axis) sum[axis] += corners.slope[i][axis] * dot[i];
-    sum[kRank] += corners.weight[i] * dot[i];
+inline void PointGradient(const Cells<T, kRank>& cells, const Space<T, kRank>& space, int64_t cell,
+                          const Corners<T, kRank>& corners, const T* dot, T* gradient) {
+  const T factor = cells.factor[cell];
+  T sample = 0;
+  for (int i = 0; i < corners.count; ++i) sample += corners.weight[i] * dot[i];
+  gradient[kRank] = corners.reads ? sample : T(0);
+  for (int axis = 0; axis < kRank; ++axis) {
+    T sum = corners.count < corners.kMost ? T(0) * factor : T(0);  // of the pixels that are missing
+    for (int i = 0; i < corners.count; ++i) sum += corners.slope[i][axis] * (dot[i] * factor);
+    gradient[axis] = HasGradient(cells.position[axis][cell], space.limit[axis]) ? sum : T(0);
   }
-  for (int axis = 0; axis < kRank; ++axis)
-    gradient[axis] = corners.count ? sum[axis] * factor : T(0);
-  gradient[kRank] = corners.reads ? sum[kRank] : T(0);
 }
 
 }  // namespace

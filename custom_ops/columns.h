@@ -140,7 +140,7 @@ __device__ inline void SetTerms(const Tap<A, kRank>& tap, const Space<A, kRank>&
   for (int corner = 0; corner < 1 << kRank; ++corner) {
     const bool reads = tap.image >= 0 && corners.reads && corners.offset[corner] >= 0;
     terms[corner].offset = reads ? tap.image + corners.offset[corner] : -1;
-    terms[corner].weight = reads ? corners.weight[corner] * tap.mask : A(0);
+    terms[corner].weight = reads ? corners.weight[corner] * tap.mask : A(0) * tap.mask;
   }
 }
 

@@ -92,6 +92,18 @@ std::vector<Wide<T>> Values(int64_t size, bool hostile = false) {
   return out;
 }
 
+// Weights, at times hostile.
+template <typename W>
+std::vector<W> Weights(int64_t size, bool hostile) {
+  constexpr W kHostile[] = {std::numeric_limits<W>::quiet_NaN(), std::numeric_limits<W>::infinity(),
+                            -std::numeric_limits<W>::infinity()};
+  std::vector<W> out = Values<W>(size);
+  for (W& each : out) {
+    if (hostile && Draw(0, 19) == 0) each = kHostile[Draw(0, 2)];
+  }
+  return out;
+}
+
 // A coordinate: mostly fractional and about the image, at times hostile.
 template <typename T>
 T Coordinate(int64_t size, bool hostile) {
@@ -112,7 +124,8 @@ T Coordinate(int64_t size, bool hostile) {
   return static_cast<T>(Draw(-2, size)) + std::uniform_real_distribution<T>(T(0.1), T(0.9))(rng);
 }
 
-// Compares to `error` times the largest magnitude; NaN must meet NaN.
+// Compares to `error` times the largest magnitude; what is not finite must meet its like: in another
+// order, sums of infinities may be NaN.
 template <typename T>
 void Close(const char* what, const std::vector<T>& actual, const std::vector<T>& expected,
            double error) {
@@ -121,10 +134,10 @@ void Close(const char* what, const std::vector<T>& actual, const std::vector<T>&
     if (std::isfinite(each)) largest = std::max(largest, std::abs(double(each)));
   }
   for (size_t i = 0; i < expected.size(); ++i) {
-    if (std::isnan(actual[i]) && std::isnan(expected[i])) continue;
+    if (!std::isfinite(actual[i]) && !std::isfinite(expected[i])) continue;
     const double difference = std::abs(double(actual[i]) - double(expected[i]));
     if (!(difference <= worst)) worst = difference;
-    if (std::isnan(worst)) break;
+    if (!std::isfinite(worst)) break;
   }
   if (worst <= error * largest) return;
   ++failures;
@@ -175,7 +188,7 @@ void TestSample(bool hostile) {
   const int64_t image = Product(z.space, z.rank) * z.channels;
   const int64_t count = z.rows * z.queries * z.groups * z.points;
   const auto values = Values<T>(z.images * image, hostile);
-  const auto weights = Values<W>(Draw(0, 1) ? count : 0, hostile);
+  const auto weights = Weights<W>(Draw(0, 1) ? count : 0, hostile);
   const auto upstream = Values<W>(z.rows * z.queries * z.channels, hostile);
   std::vector<W> points(count * z.rank);
   for (size_t i = 0; i < points.size(); ++i) {
@@ -256,7 +269,7 @@ void TestConv(const ConvSizes& z, bool hostile) {
   const int64_t points = z.batch * Product(z.output, z.rank), taps = Product(z.kernel, z.rank);
   const auto inputs = Values<T>(z.batch * Product(z.space, z.rank) * z.channels, hostile);
   const auto kernel = Values<T>(taps * z.channels / z.groups * z.filters);
-  const auto mask = Values<W>(Draw(0, 1) ? points * z.deformable_groups * taps : 0, hostile);
+  const auto mask = Weights<W>(Draw(0, 1) ? points * z.deformable_groups * taps : 0, hostile);
   const auto upstream = Values<T>(points * z.filters, hostile);
   std::vector<W> offset(points * z.deformable_groups * taps * z.rank);
   for (size_t i = 0; i < offset.size(); ++i) {
@@ -289,7 +302,7 @@ void TestConv(const ConvSizes& z, bool hostile) {
   Close("conv, gradient to mask", gpu_to_mask.values(), to_mask, SumError<T>());
 }
 
-// Rows of images that do not exist are 0, and give no gradients.
+// Rows of images that do not exist are 0, and give no gradients, whatever their weights are.
 void TestForeignImages() {
   SampleSizes z = {};
   z.rank = 1, z.images = 1, z.space[0] = 3, z.channels = 2, z.rows = 3;
@@ -297,18 +310,20 @@ void TestForeignImages() {
   const int64_t index[] = {-1, 0, 1};
   float values[] = {1, 2, 3, 4, 5, 6}, points[] = {1, 1, 1}, out[6],
         upstream[] = {1, 1, 1, 1, 1, 1};
-  float to_values[6], to_points[3];
+  const float weights[] = {NAN, 1, INFINITY};
+  float to_values[6], to_points[3], to_weights[3];
   const CudaCall call = {nullptr, CudaType::kFloat32, 0, 0};
-  Check(gpu->sample(call, z, values, points, nullptr, index, out));
-  Check(gpu->sample_grad_values(call, z, points, nullptr, index, upstream, to_values));
-  Check(gpu->sample_grad_points(call, z, values, points, nullptr, index, upstream, to_points,
-                                nullptr));
+  Check(gpu->sample(call, z, values, points, weights, index, out));
+  Check(gpu->sample_grad_values(call, z, points, weights, index, upstream, to_values));
+  Check(gpu->sample_grad_points(call, z, values, points, weights, index, upstream, to_points,
+                                to_weights));
   const auto list = [](const float* from, int size) {
     return std::vector<float>(from, from + size);
   };
   Close("foreign images", list(out, 6), {0, 0, 3, 4, 0, 0}, 0);
   Close("foreign images, gradient to values", list(to_values, 6), {0, 0, 1, 1, 0, 0}, 0);
   Close("foreign images, gradient to points", list(to_points, 3), {0, 4, 0}, 0);
+  Close("foreign images, gradient to weights", list(to_weights, 3), {0, 7, 0}, 0);
 }
 
 void TestDeterminismIsRefused() {

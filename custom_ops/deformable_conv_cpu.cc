@@ -51,6 +51,7 @@ class Convolution : Taps<S, kRank> {
       : Base(sizes, inputs, kernel, offset, mask) {}
 
   void Run(const Pool& pool, S* out) const {
+    if (plan_.points == 0) return;
     plan_.depthwise() ? RunDepthwise(pool, out) : RunDense(pool, out);
   }
 
@@ -61,14 +62,14 @@ class Convolution : Taps<S, kRank> {
   using typename Base::Found;
 
   void RunDense(const Pool& pool, S* out) const {
-    const int64_t points = sizes_.batch * plan_.pixels;
     std::vector<Slice> slices;
     AddSlices(plan_, 0, sizes_.channels, sizes_.channels, &slices);
     Products<S> products(plan_, &slices, false);
     const Buffer<T> packed(products.packed_size());
     products.PackKernel(pool, slices, kernel_, packed.get());
-    const int64_t cost = kTile * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
-    ParallelFor(pool, CeilOfRatio(points, kTile), cost, [&](int64_t begin, int64_t end) {
+    const double cost =
+        1.0 * kTile * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
+    ParallelFor(pool, CeilOfRatio(plan_.points, kTile), cost, [&](int64_t begin, int64_t end) {
       const int64_t width = slices[0].width();  // the widest
       const int64_t at_once = plan_.TapsAtOnce(width);
       const int64_t stride = Plan<T>::Stride(at_once * width);
@@ -76,7 +77,7 @@ class Convolution : Taps<S, kRank> {
       const Buffer<T> wide(kNarrow<S> ? kTile * sizes_.filters : 0);
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t first = tile * kTile;
-        const int64_t count = std::min(kTile, points - first);
+        const int64_t count = std::min(kTile, plan_.points - first);
         T* const to = SumsOf(out + first * sizes_.filters, wide.get());
         for (const Slice& slice : slices) {
           for (int64_t tap = 0; tap < plan_.taps; tap += at_once) {
@@ -91,15 +92,15 @@ class Convolution : Taps<S, kRank> {
   }
 
   void RunDepthwise(const Pool& pool, S* out) const {
-    const int64_t points = sizes_.batch * plan_.pixels;
     const std::vector<S> zeros(plan_.moved_channels);
-    const int64_t cost = kTile * plan_.taps * sizes_.channels / 2;
-    ParallelFor(pool, CeilOfRatio(points, kTile), cost, [&](int64_t begin, int64_t end) {
+    const double cost = 0.5 * kTile * plan_.taps * sizes_.channels;
+    ParallelFor(pool, CeilOfRatio(plan_.points, kTile), cost, [&](int64_t begin, int64_t end) {
       const Buffer<T> wide(kNarrow<S> ? plan_.moved_channels : 0);
-      for (int64_t first = begin * kTile; first < std::min(end * kTile, points); first += kTile) {
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t first = tile * kTile;
         for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
           const int64_t channel = moved * plan_.moved_channels;
-          this->ForChunks(first, std::min(kTile, points - first), moved, 0, plan_.taps,
+          this->ForChunks(first, std::min(kTile, plan_.points - first), moved, 0, plan_.taps,
                           [&](const Chunk& chunk) {
                             DepthwiseChunk(chunk, channel, zeros.data(), wide.get(), out);
                           });
@@ -190,7 +191,7 @@ class Convolution : Taps<S, kRank> {
   }
 
   // Where the rows of a cell's corners begin, and their weights, for all kMost: corners that are
-  // not there read zeros.
+  // not there read zeros, which make a NaN of a factor that is not finite.
   void RowsOf(const Found& cells, int64_t cell, const S* image, const S* zeros, const S** row,
               T* weight) const {
     Corners<T, kRank, false> corners;
@@ -198,7 +199,7 @@ class Convolution : Taps<S, kRank> {
     const int count = corners.reads ? corners.count : 0;
     for (int i = 0; i < kMost; ++i) {
       row[i] = i < count ? image + corners.offset[i] : zeros;
-      weight[i] = i < count ? corners.weight[i] * cells.factor[cell] : T(0);
+      weight[i] = (i < count ? corners.weight[i] : T(0)) * cells.factor[cell];
     }
   }
 
@@ -220,8 +221,7 @@ void Forward(const Pool& pool, const ConvSizes& sizes, const S* inputs, const S*
 template <typename T>
 void SetConvKernels(TypedKernels<T>* kernels) {
   kernels->conv = [](const Pool& pool, const ConvSizes& sizes, auto... rest) {
-    constexpr decltype(kernels->conv) kOfRank[] = {Forward<T, 1>, Forward<T, 2>, Forward<T, 3>};
-    kOfRank[sizes.rank - 1](pool, sizes, rest...);
+    return OfRank(Forward<T, 1>, Forward<T, 2>, Forward<T, 3>, pool, sizes, rest...);
   };
 }
 

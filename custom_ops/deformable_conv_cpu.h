@@ -72,6 +72,7 @@ struct Plan {
   explicit Plan(const ConvSizes& sizes)
       : sizes(sizes),
         pixels(Product(sizes.output, sizes.rank)),
+        points(sizes.batch * pixels),
         taps(Product(sizes.kernel, sizes.rank)),
         group_channels(sizes.channels / sizes.groups),
         group_filters(sizes.filters / sizes.groups),
@@ -114,7 +115,7 @@ struct Plan {
   }
 
   const ConvSizes& sizes;
-  int64_t pixels, taps;  // of the output of one image; of the kernel
+  int64_t pixels, points, taps;  // of the output of one image, and of all; of the kernel
   int64_t group_channels, group_filters, moved_channels;
 };
 
@@ -152,7 +153,7 @@ class Products {
   void PackKernel(const Pool& pool, const std::vector<Slice>& slices, const S* kernel,
                   T* packed) const {
     const int64_t filters = plan_.group_filters;
-    const int64_t cost = size_ / slices.size() * 2;
+    const double cost = 2.0 * size_ / slices.size();
     ParallelFor(
         pool, slices.size() * plan_.taps, cost / plan_.taps + 1, [&](int64_t first, int64_t last) {
           for (int64_t each = first; each < last; ++each) {

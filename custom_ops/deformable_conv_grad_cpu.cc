@@ -1,5 +1,6 @@
 // The gradients of the deformable convolution on the CPU: tile by tile the samples are found again.
 
+#include <limits>
 #include <type_traits>
 
 #include "deformable_conv_cpu.h"
@@ -94,9 +95,9 @@ class Gradient : Taps<S, kRank> {
                     const T* gradient, T* share) const;
   void DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count, const T* gradient,
                              T* share) const;
-  template <typename Interior, typename Outer>
-  void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Interior&& interior,
-                     Outer&& outer) const;
+  template <typename Interior, typename Outer, typename Spoil>
+  void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Interior&& interior, Outer&& outer,
+                     Spoil&& spoil) const;
   void DepthwiseInterior(const Chunk& chunk, int64_t tap, const S* values, const S* kernel,
                          const T* upstream, int64_t width, T* values_gradient, T* kernel_gradient,
                          T (*dots)[Found::kSize]) const;
@@ -112,14 +113,15 @@ class Gradient : Taps<S, kRank> {
 
 // Sets the gradients of the points, share [points, all taps, rank + 1], from what two functions
 // find, which also add to what the owner has:
-// - interior(dots) sets dots[i][cell] for all cells whose corners i all exist;
+// - interior(dots) sets dots[i][cell] for all cells that are interior, whose corners i all exist;
 // - outer(constant, point, tap, offset, weight, reads, dot) is called for every other cell and sets
 //   dot[i] for as many corners as the constant says, at offset[i] in the image; where it does not
-//   read it does nothing else.
+//   read, the sample is 0;
+// - spoil(point, tap) is called last where the sample is NaN whatever it reads.
 template <typename S, int kRank>
-template <typename Interior, typename Outer>
+template <typename Interior, typename Outer, typename Spoil>
 void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* share,
-                                       Interior&& interior, Outer&& outer) const {
+                                       Interior&& interior, Outer&& outer, Spoil&& spoil) const {
   const Found& cells = chunk.cells;
   const int64_t stride = plan_.taps * (kRank + 1);  // of share, from point to point
   alignas(64) T dots[kMost][Found::kSize] = {};
@@ -141,7 +143,8 @@ void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* shar
       WithConstant<kMost>(corners.count, [&](auto count) {
         outer(count, point, tap, corners.offset, weight, corners.reads, dot);
       });
-      PointGradient(corners, cells.factor[cell], dot, to);
+      if (IsSpoilt(corners, cells.factor[cell])) spoil(point, tap);
+      PointGradient(cells, space_, cell, corners, dot, to);
     }
   }
 }
@@ -191,12 +194,13 @@ void Gradient<S, kRank>::BackwardTile(const Owner& owner, const Products<S>& pro
           [&](auto corners, int64_t point, int64_t each, const int64_t* offset, const T* weight,
               bool reads, T* dot) {
             const int64_t column = point * stride + each * width;
-            if (reads) {
-              BackwardRows<corners>(values, offset, weight, columns_gradient + column, width,
-                                    columns + column, values_gradient, dot);
-            } else {
-              DotRows<corners>(values, offset, columns_gradient + column, width, dot);
-            }
+            BackwardRows<corners>(values, offset, weight, columns_gradient + column, width,
+                                  columns + column, values_gradient, dot);
+            if (!reads) std::fill_n(columns + column, width, T(0));
+          },
+          [&](int64_t point, int64_t each) {
+            std::fill_n(columns + point * stride + each * width, width,
+                        std::numeric_limits<T>::quiet_NaN());
           });
     });
     products.AddKernelGradient(slice, tap, taps, owner.columns, stride, owner.packed_gradient,
@@ -237,7 +241,12 @@ void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first
             std::fill_n(owner.columns, width, T(0));
             AddProduct(above, kernel + at, width, owner.columns);
             DotRows<corners>(values, offset, owner.columns, width, dot);
+            AddRows<corners>(owner.columns, offset, weight, width, values_gradient);
           }
+        },
+        [&](int64_t, int64_t tap) {
+          std::fill_n(kernel_gradient + tap * sizes_.filters, width,
+                      std::numeric_limits<T>::quiet_NaN());
         });
   });
 }
@@ -330,10 +339,13 @@ template <typename S, int kRank>
 void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_gradient,
                              T* kernel_gradient, T* offset_gradient, T* mask_gradient) const {
   const int64_t kernel_size = plan_.taps * plan_.group_channels * sizes_.filters;
+  Clear(pool, kernel_size, kernel_gradient);
+  Clear(pool, sizes_.batch * space_.elements, inputs_gradient);
+  if (plan_.points == 0) return;
   const int64_t most =
       std::clamp<int64_t>(kBlocksBytes / (kernel_size * sizeof(T)), 1, kMostBlocks);
-  const int64_t images = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, most));  // a block has
-  const int64_t blocks = std::max<int64_t>(1, CeilOfRatio(sizes_.batch, images));
+  const int64_t images = CeilOfRatio(sizes_.batch, most);  // a block has
+  const int64_t blocks = CeilOfRatio(sizes_.batch, images);
   const int64_t block_points = images * plan_.pixels;
   const int64_t others = blocks * sizes_.deformable_groups;
   const int64_t halves = others % 2 && others < 8 ? 2 : 1;  // a few owners are even in number
@@ -356,18 +368,13 @@ void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_grad
   const Buffer<T> kernel_partial((blocks - 1) * kernel_size);  // of all blocks but the first
   const Buffer<T> partial(owners * band * per_point);
   if (!plan_.depthwise()) products.PackKernel(pool, slices, kernel_, packed.get());
-  std::fill(kernel_gradient, kernel_gradient + kernel_size, T(0));
-  std::fill(kernel_partial.get(), kernel_partial.get() + (blocks - 1) * kernel_size, T(0));
-  ParallelFor(pool, sizes_.batch, space_.elements / 4, [&](int64_t begin, int64_t end) {
-    std::fill(inputs_gradient + begin * space_.elements, inputs_gradient + end * space_.elements,
-              T(0));
-  });
+  Clear(pool, (blocks - 1) * kernel_size, kernel_partial.get());
   const auto end_of = [&](int64_t block, int64_t first) {
-    return std::min({first + band, (block + 1) * block_points, sizes_.batch * plan_.pixels});
+    return std::min({first + band, (block + 1) * block_points, plan_.points});
   };
 
   for (int64_t start = 0; start < block_points; start += band) {
-    const int64_t cost = band * plan_.taps * width * (plan_.group_filters / 8 + 4);
+    const double cost = 1.0 * band * plan_.taps * width * (plan_.group_filters / 8 + 4);
     ParallelFor(pool, owners, cost, [&](int64_t begin, int64_t end) {
       const int64_t taps = plan_.TapsAtOnce(width);
       const int64_t stride = Plan<T>::Stride(taps * width);
@@ -405,7 +412,7 @@ void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_grad
       }
     });
     ParallelFor(
-        pool, blocks * band, 2 * slices.size() * per_point, [&](int64_t begin, int64_t end) {
+        pool, blocks * band, 2.0 * slices.size() * per_point, [&](int64_t begin, int64_t end) {
           for (int64_t each = begin; each < end; ++each) {
             const int64_t block = each / band;
             const int64_t first = block * block_points + start;
@@ -437,9 +444,7 @@ void Backward(const Pool& pool, const ConvSizes& sizes, const S* inputs, const S
 template <typename T>
 void SetConvGradKernels(TypedKernels<T>* kernels) {
   kernels->conv_grad = [](const Pool& pool, const ConvSizes& sizes, auto... rest) {
-    constexpr decltype(kernels->conv_grad) kOfRank[] = {Backward<T, 1>, Backward<T, 2>,
-                                                        Backward<T, 3>};
-    kOfRank[sizes.rank - 1](pool, sizes, rest...);
+    return OfRank(Backward<T, 1>, Backward<T, 2>, Backward<T, 3>, pool, sizes, rest...);
   };
 }
 

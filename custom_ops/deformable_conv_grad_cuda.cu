@@ -118,7 +118,6 @@ __global__ void __launch_bounds__(kThreads, 2)
             if (l < left) dot[corner] += Widen(values.lane[l]) * sums.lane[l];
             terms.lane[l] = corners.weight[corner] * tap.mask * sums.lane[l];
           }
-          if (!corners.reads) continue;
           AddTo(terms, left, given.aligned_inputs, inputs_gradient + base + corners.offset[corner]);
         }
       }
@@ -140,12 +139,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int axis = 0; axis < kRank; ++axis) {
       slopes[axis] += __shfl_xor_sync(0xffffffffu, slopes[axis], 1);
     }
-    if (corners.count == 0 || PieceColumn() > 0) continue;
+    const bool follows = tap.image >= 0 && (corners.count > 0 || !IsFinite(tap.mask));
+    if (!follows || PieceColumn() > 0) continue;
     const int64_t number = TapNumber(shape, point, moved, chunk.tap);
     TF_DEFORM_UNROLL
     for (int axis = 0; axis < kRank; ++axis) {
       const int own = axis - (kRank - shape.rank);
-      if (own < 0) continue;
+      if (own < 0 || !HasGradient(tap.position[axis], shape.space.limit[axis])) continue;
       atomicAdd(offset_gradient + number * shape.rank + own, slopes[axis] * tap.mask);
     }
     if (mask_gradient) atomicAdd(mask_gradient + number, sample);

@@ -149,7 +149,8 @@ __device__ inline void AddTo(const Vector<A, kCount>& terms, int count,
   }
 }
 
-// What a sample reads: a value, or offset -1 and weight 0.
+// What a sample reads: a value, or the number 0 where there is none. Then the offset is -1, and the
+// weight 0 or, if that of the sample is not finite, NaN.
 template <typename A>
 struct Term {
   int64_t offset;

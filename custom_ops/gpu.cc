@@ -21,29 +21,30 @@ constexpr CudaType TypeOf() {
 
 // Starts one of the CUDA kernels, with the arguments of the CPU's.
 template <typename T, typename Kernel, typename... Arguments>
-void Start(Kernel CudaKernels::* kernel, const Pool& pool, const Arguments&... arguments) {
+Error Start(Kernel CudaKernels::* kernel, const Pool& pool, const Arguments&... arguments) {
   auto* const queue = static_cast<GpuQueue*>(pool.context);
   queue->call.type = TypeOf<T>();
-  queue->error = (cuda->*kernel)(queue->call, arguments...);
+  const char* const reason = (cuda->*kernel)(queue->call, arguments...);
+  return reason ? MakeError(Error::kOther, reason) : Error();
 }
 
 template <typename T>
 TypedKernels<T> Typed() {
   TypedKernels<T> kernels;
   kernels.sample = [](const Pool& pool, const auto& sizes, auto... rest) {
-    Start<T>(&CudaKernels::sample, pool, sizes, rest...);
+    return Start<T>(&CudaKernels::sample, pool, sizes, rest...);
   };
   kernels.sample_grad_values = [](const Pool& pool, const auto& sizes, auto... rest) {
-    Start<T>(&CudaKernels::sample_grad_values, pool, sizes, rest...);
+    return Start<T>(&CudaKernels::sample_grad_values, pool, sizes, rest...);
   };
   kernels.sample_grad_points = [](const Pool& pool, const auto& sizes, auto... rest) {
-    Start<T>(&CudaKernels::sample_grad_points, pool, sizes, rest...);
+    return Start<T>(&CudaKernels::sample_grad_points, pool, sizes, rest...);
   };
   kernels.conv = [](const Pool& pool, const auto& sizes, auto... rest) {
-    Start<T>(&CudaKernels::conv, pool, sizes, rest...);
+    return Start<T>(&CudaKernels::conv, pool, sizes, rest...);
   };
   kernels.conv_grad = [](const Pool& pool, const auto& sizes, auto... rest) {
-    Start<T>(&CudaKernels::conv_grad, pool, sizes, rest...);
+    return Start<T>(&CudaKernels::conv_grad, pool, sizes, rest...);
   };
   return kernels;
 }
@@ -82,5 +83,7 @@ const Kernels* LoadGpuKernels(std::string* error) {
 
 // Returns why the ops have no kernels for a GPU, or "".
 extern "C" __attribute__((visibility("default"))) const char* TfDeformCudaError() {
-  return tf_deform::LoadOnce().c_str();
+  const char* reason = "there is no memory to load the CUDA kernels";
+  tf_deform::Guarded([&] { reason = tf_deform::LoadOnce().c_str(); });
+  return reason;
 }

@@ -16,7 +16,6 @@ struct GpuQueue {
   explicit GpuQueue(void* stream);
 
   CudaCall call;
-  const char* error = nullptr;  // why a kernel was not started
 
   Pool pool() { return {nullptr, this}; }
 };

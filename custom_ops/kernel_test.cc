@@ -1,26 +1,53 @@
 // Compares the kernels with loops over every pixel, over random sizes and hostile coordinates.
 //
 // A linear sample is the sum over pixels i of hat(p - i) * value(i) with hat(x) = max(0, 1 - |x|),
-// which knows no corners. Gradients are compared through derivatives of those loops: exact ones, as
+// which knows no corners but where a weight is not finite: there pixels that are not read are the
+// number 0, so that the sample is NaN if there are any. Gradients are compared through derivatives of those loops: exact ones, as
 // the results are linear in values, weights, kernel and mask, and differences for coordinates.
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <new>
 #include <random>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
+#include "blocks.h"
 #include "kernels.h"
+
+// How many allocations succeed before one fails; below 0 all do.
+std::atomic<int64_t> allocations{-1};
+
+// Memory that runs out when a test wants it to.
+void* operator new(size_t size, std::align_val_t alignment) {
+  const size_t align = static_cast<size_t>(alignment);
+  const bool fails = allocations >= 0 && allocations-- == 0;
+  void* const memory = fails ? nullptr : std::aligned_alloc(align, (size / align + 1) * align);
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+void* operator new(size_t size) {
+  return operator new(size, std::align_val_t(alignof(std::max_align_t)));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
 using tf_deform::Bfloat16Bits;
 using tf_deform::ConvSizes;
+using tf_deform::Error;
 using tf_deform::Float16Bits;
 using tf_deform::Pool;
 using tf_deform::SampleSizes;
@@ -80,14 +107,27 @@ T Coordinate(int64_t size, bool hostile) {
   return static_cast<T>(Draw(-2, size)) + std::uniform_real_distribution<T>(T(0.1), T(0.9))(rng);
 }
 
-// The linear sample of one channel, written as a sum over all pixels.
+// Weights, at times hostile.
+template <typename T>
+std::vector<T> Weights(int64_t size, bool hostile) {
+  constexpr T kHostile[] = {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity(),
+                            -std::numeric_limits<T>::infinity()};
+  std::vector<T> out = Normal<T>(size);
+  for (T& each : out) {
+    if (hostile && Draw(0, 9) == 0) each = kHostile[Draw(0, 2)];
+  }
+  return out;
+}
+
+// The linear sample of one channel times a factor, written as a sum over all pixels.
 template <typename T>
 double SampleLoop(const T* image, int rank, const int64_t* space, int64_t channels, int64_t channel,
-                  const double* p) {
+                  const double* p, double factor) {
   for (int axis = 0; axis < rank; ++axis) {
-    if (!(p[axis] > -1 && p[axis] < space[axis])) return 0;
+    if (!(p[axis] > -1 && p[axis] < space[axis])) return 0 * factor;
   }
   double sum = 0;
+  int corners = 0;
   for (int64_t pixel = 0; pixel < Product(space, rank); ++pixel) {
     double weight = 1;
     int64_t rest = pixel;
@@ -95,9 +135,11 @@ double SampleLoop(const T* image, int rank, const int64_t* space, int64_t channe
       weight *= Hat(p[axis] - rest % space[axis]);
       rest /= space[axis];
     }
-    if (weight > 0) sum += weight * image[pixel * channels + channel];
+    if (weight == 0) continue;
+    sum += weight * factor * image[pixel * channels + channel];
+    ++corners;
   }
-  return sum;
+  return corners < 1 << rank ? sum + 0 * factor : sum;
 }
 
 template <typename T>
@@ -131,9 +173,9 @@ struct Sampling {
           const int64_t point = (query * sizes.groups + c / width) * sizes.points + j;
           const std::vector<double> p = Position(point);
           out[query * sizes.channels + c] +=
-              (weights.empty() ? 1.0 : weights[point]) *
               SampleLoop(values.data() + (index.empty() ? row : index[row]) * image, sizes.rank,
-                         sizes.space, sizes.channels, c, p.data());
+                         sizes.space, sizes.channels, c, p.data(),
+                         weights.empty() ? 1.0 : weights[point]);
         }
       }
     }
@@ -167,8 +209,8 @@ struct Convolving {
             t /= sizes.kernel[axis];
           }
           const double sample =
-              (mask.empty() ? 1.0 : mask[at]) * SampleLoop(inputs.data() + point / pixels * image,
-                                                           rank, sizes.space, sizes.channels, c, p);
+              SampleLoop(inputs.data() + point / pixels * image, rank, sizes.space, sizes.channels,
+                         c, p, mask.empty() ? 1.0 : mask[at]);
           for (int64_t f = 0; f < filters; ++f) {
             const int64_t filter = c / width * filters + f;
             out[point * sizes.filters + filter] +=
@@ -191,7 +233,8 @@ template <typename T>
 void Close(const char* what, const std::vector<T>& actual, const std::vector<double>& expected) {
   double largest = 0, error = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
-    largest = std::max(largest, std::abs(expected[i]));
+    if (std::isnan(expected[i]) ? std::isnan(actual[i]) : actual[i] == expected[i]) continue;
+    if (std::isfinite(expected[i])) largest = std::max(largest, std::abs(expected[i]));
     const double difference = std::abs(actual[i] - expected[i]);
     error = std::isnan(difference) ? difference : std::max(error, difference);
     if (std::isnan(error)) break;
@@ -251,7 +294,7 @@ void TestSample(bool hostile) {
   const int64_t image = Product(s.sizes.space, s.sizes.rank) * s.sizes.channels;
   const int64_t count = s.sizes.rows * s.sizes.queries * s.sizes.groups * s.sizes.points;
   s.values = Normal<T>(s.sizes.images * image);
-  if (Draw(0, 1)) s.weights = Normal<T>(count);
+  if (Draw(0, 1)) s.weights = Weights<T>(count, hostile);
   s.points.resize(count * s.sizes.rank);
   if (!hostile) s.sizes.units = static_cast<Units>(Draw(0, 2));
   for (size_t i = 0; i < s.points.size(); ++i) {
@@ -329,7 +372,7 @@ void TestConv(bool hostile) {
   const int64_t pixels = Product(z.output, rank), taps = Product(z.kernel, rank);
   s.inputs = Normal<T>(z.batch * Product(z.space, rank) * z.channels);
   s.kernel = Normal<T>(taps * z.channels / z.groups * z.filters);
-  if (Draw(0, 1)) s.mask = Normal<T>(z.batch * pixels * z.deformable_groups * taps);
+  if (Draw(0, 1)) s.mask = Weights<T>(z.batch * pixels * z.deformable_groups * taps, hostile);
   s.offset.resize(z.batch * pixels * z.deformable_groups * taps * rank);
   for (size_t i = 0; i < s.offset.size(); ++i) {
     s.offset[i] = Coordinate<T>(z.space[i % rank] / 2, hostile);
@@ -362,6 +405,154 @@ void TestConv(bool hostile) {
                Same(offset, first[3]) && Same(masks, first[4]),
            "conv: same bits on any number of threads", threads);
   }
+}
+
+// One sample, of 1-D images of two channels, and one output pixel of a convolution: enough for every
+// allocation that there is.
+template <typename T>
+struct Smallest {
+  using W = tf_deform::Wide<T>;
+
+  Smallest() {
+    sample.rank = conv.rank = 1;
+    sample.images = sample.rows = sample.queries = sample.groups = sample.points = 1;
+    sample.space[0] = 3, sample.channels = 2;
+    conv.batch = 2, conv.space[0] = 3, conv.channels = 2, conv.output[0] = 1, conv.filters = 2;
+    conv.kernel[0] = conv.strides[0] = conv.dilations[0] = conv.deformable_groups = 1;
+    conv.groups = 1;
+  }
+
+  // Calls visit(name, call) for each of the kernels: call(pool) returns its error.
+  template <typename Visit>
+  void ForKernels(Visit&& visit) {
+    const auto& kernels = TfDeformKernels()->of<T>();
+    visit("sample", [&](const Pool& pool) {
+      return kernels.sample(pool, sample, in, at, nullptr, nullptr, out[0]);
+    });
+    visit("sample_grad_values", [&](const Pool& pool) {
+      return kernels.sample_grad_values(pool, sample, at, nullptr, nullptr, at, out[0]);
+    });
+    visit("sample_grad_points", [&](const Pool& pool) {
+      return kernels.sample_grad_points(pool, sample, in, at, nullptr, nullptr, at, out[0],
+                                        nullptr);
+    });
+    for (conv.groups = 1; conv.groups <= 2; ++conv.groups) {  // 2: depthwise
+      visit("conv", [&](const Pool& pool) {
+        return kernels.conv(pool, conv, in, in, at, nullptr, narrow);
+      });
+      visit("conv_grad", [&](const Pool& pool) {
+        return kernels.conv_grad(pool, conv, in, in, at, nullptr, in, out[0], out[1], out[2],
+                                 nullptr);
+      });
+    }
+  }
+
+  SampleSizes sample = {};
+  ConvSizes conv = {};
+  T in[12] = {}, narrow[12];
+  W at[12] = {}, out[3][12];
+};
+
+// Where memory runs out, at any allocation, a kernel says so, and nothing is lost: that is what the
+// sanitizer of leaks looks for.
+template <typename T>
+void TestMemory() {
+  int threads = 1;
+  const Pool in_turn{[](void*, int64_t count, int64_t, void (*work)(void*, int64_t, int64_t),
+                        void* data) {
+                       for (int64_t each = 0; each < count; ++each) work(data, each, each + 1);
+                     },
+                     &threads};
+  Smallest<T>().ForKernels([&](const char* name, auto&& call) {
+    const bool lone = std::strcmp(name, "sample") == 0 || !std::strcmp(name, "sample_grad_points");
+    int64_t failed = 0;
+    for (;; ++failed) {
+      allocations = failed;
+      const Error error = call(in_turn);
+      allocations = -1;
+      if (!error) break;
+      Report(error.kind == Error::kMemory && error.text[0], name, failed);
+    }
+    Report(lone ? failed == 0 : failed > 0, "allocations that fail are noticed", failed);
+  });
+}
+
+// What a block throws is thrown where the loop was started, when no block runs any more.
+void TestErrorsOfBlocks() {
+  int threads = 3;
+  std::atomic<int> running{0}, ran{0};
+  const Error error = tf_deform::Guarded([&] {
+    tf_deform::ParallelFor({RunOnThreads, &threads}, 3, 1, [&](int64_t begin, int64_t) {
+      ++running, ++ran;
+      if (begin == 1) {
+        --running;
+        throw std::runtime_error("the second block");
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      --running;
+    });
+  });
+  Report(error.kind == Error::kOther && !std::strcmp(error.text, "the second block"),
+         "errors of blocks are reported", error.kind);
+  Report(running == 0 && ran >= 1, "no block runs any more", running);
+}
+
+// All blocks are run, each once, also if a pool takes fewer tasks than it should.
+void TestBlocks() {
+  for (int taken = 0; taken < 4; ++taken) {
+    std::vector<std::atomic<int>> runs(100);
+    std::vector<std::thread> helpers;
+    int scheduled = 0;
+    tf_deform::RunInBlocks(
+        runs.size(), int64_t{1} << 40, 4,
+        [](void* data, int64_t begin, int64_t end) {
+          for (int64_t each = begin; each < end; ++each) {
+            ++static_cast<std::atomic<int>*>(data)[each];
+          }
+        },
+        runs.data(), [&](auto&& task) {
+          if (scheduled++ == taken) throw std::bad_alloc();
+          helpers.emplace_back(task);
+        });
+    for (auto& each : helpers) each.join();
+    for (const auto& each : runs) Report(each == 1, "each block is run once", each);
+  }
+}
+
+// Nothing takes its time over nothing: without an output pixel, or points, gradients are zeros,
+// however large the other sizes are.
+template <typename T>
+void TestEmpty() {
+  using W = tf_deform::Wide<T>;
+  int threads = 2;
+  const Pool pool{RunOnThreads, &threads};
+  Smallest<T> s;
+  const auto& kernels = TfDeformKernels()->of<T>();
+  const auto zeros = [&](const W* from, int64_t count, const char* what) {
+    Report(std::all_of(from, from + count, [](W each) { return each == 0; }), what, from[0]);
+  };
+  for (int64_t batch = 0; batch < 2; ++batch) {
+    ConvSizes z = s.conv;
+    z.batch = batch;
+    z.output[0] = batch ? 0 : int64_t{1} << 60;
+    std::fill_n(s.out[0], 36, W(1));
+    Report(!kernels.conv(pool, z, s.in, s.in, s.at, nullptr, s.narrow), "empty conv", 0);
+    Report(!kernels.conv_grad(pool, z, s.in, s.in, s.at, nullptr, s.in, s.out[0], s.out[1],
+                              s.out[2], nullptr),
+           "empty conv_grad", 0);
+    zeros(s.out[0], batch * 6, "empty conv, gradient to inputs");
+    zeros(s.out[1], 4, "empty conv, gradient to kernel");
+  }
+  SampleSizes y = s.sample;
+  y.rows = 0, y.queries = int64_t{1} << 60;
+  const int64_t index = 0;
+  std::fill_n(s.out[0], 12, W(1));
+  Report(!kernels.sample_grad_values(pool, y, s.at, nullptr, &index, s.at, s.out[0]),
+         "empty sample_grad_values", 0);
+  zeros(s.out[0], 6, "empty sample, gradient to values");
+  y.images = int64_t{1} << 60, y.space[0] = 0;
+  Report(!kernels.sample_grad_values(pool, y, s.at, nullptr, &index, s.at, s.out[0]),
+         "no values, and no points", 0);
 }
 
 // The kernels of 16-bit numbers against those of float32: what they read is exact in float32, so
@@ -504,6 +695,10 @@ int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
   TestTies<Float16Bits>();
   TestTies<Bfloat16Bits>();
+  TestErrorsOfBlocks();
+  TestBlocks();
+  TestMemory<float>(), TestMemory<Float16Bits>();
+  TestEmpty<double>(), TestEmpty<Bfloat16Bits>();
   for (int round = 0; round < rounds; ++round) {
     const bool hostile = round % 2;
     TestSample<float>(hostile);

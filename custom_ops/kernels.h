@@ -4,28 +4,51 @@
 #ifndef TF_DEFORM_KERNELS_H_
 #define TF_DEFORM_KERNELS_H_
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <type_traits>
 
+#include "errors.h"
 #include "sampling.h"
 
 namespace tf_deform {
 
 // Threads to run on. `run` calls work(data, begin, end) for ranges that cover [0, count), at once
 // or in turns, and returns when all are done. `cost` is a guess of the cycles that one takes.
+// Neither run nor work throws.
 struct Pool {
   void (*run)(void* context, int64_t count, int64_t cost,
               void (*work)(void* data, int64_t begin, int64_t end), void* data);
   void* context;
 };
 
+// Calls work(begin, end) for ranges that cover [0, count). What the first to fail throws is thrown
+// here when all that have begun are done; the others are left out. The cost is no integer, of which
+// products could overflow.
 template <typename Work>
-void ParallelFor(const Pool& pool, int64_t count, int64_t cost, Work&& work) {
+void ParallelFor(const Pool& pool, int64_t count, double cost, Work&& work) {
   if (count <= 0) return;
+  struct Loop {
+    void Run(int64_t begin, int64_t end) noexcept {
+      if (failed) return;
+      try {
+        work(begin, end);
+      } catch (...) {
+        if (!failed.exchange(true)) first = std::current_exception();
+      }
+    }
+    Work& work;
+    std::atomic<bool> failed{false};
+    std::exception_ptr first = nullptr;
+  };
+  Loop loop{work};
   pool.run(
-      pool.context, count, cost,
-      [](void* data, int64_t begin, int64_t end) { (*static_cast<Work*>(data))(begin, end); },
-      &work);
+      pool.context, count, static_cast<int64_t>(std::min(cost, 1e15)),
+      [](void* data, int64_t begin, int64_t end) { static_cast<Loop*>(data)->Run(begin, end); },
+      &loop);
+  if (loop.first) std::rethrow_exception(loop.first);
 }
 
 struct SampleSizes {
@@ -61,6 +84,8 @@ struct WideOf<double> {
 template <typename T>
 using Wide = typename WideOf<T>::Type;
 
+// None throws: each returns what went wrong, and what it wrote is worthless then. All products of
+// sizes fit in int64_t.
 template <typename T>
 struct TypedKernels {
   using W = Wide<T>;
@@ -68,23 +93,31 @@ struct TypedKernels {
   // values [images, *space, channels], points [rows, queries, groups, points, rank], weights
   // [rows, queries, groups, points] or null, image_index [rows] or null, out [rows, queries,
   // channels]; gradients are as what they are gradients of, weights_gradient null without weights.
-  void (*sample)(const Pool& pool, const SampleSizes& sizes, const T* values, const W* points,
-                 const W* weights, const int64_t* image_index, W* out);
-  void (*sample_grad_values)(const Pool& pool, const SampleSizes& sizes, const W* points,
-                             const W* weights, const int64_t* image_index, const W* gradient,
-                             W* values_gradient);
-  void (*sample_grad_points)(const Pool& pool, const SampleSizes& sizes, const T* values,
-                             const W* points, const W* weights, const int64_t* image_index,
-                             const W* gradient, W* points_gradient, W* weights_gradient);
+  Error (*sample)(const Pool& pool, const SampleSizes& sizes, const T* values, const W* points,
+                  const W* weights, const int64_t* image_index, W* out);
+  Error (*sample_grad_values)(const Pool& pool, const SampleSizes& sizes, const W* points,
+                              const W* weights, const int64_t* image_index, const W* gradient,
+                              W* values_gradient);
+  Error (*sample_grad_points)(const Pool& pool, const SampleSizes& sizes, const T* values,
+                              const W* points, const W* weights, const int64_t* image_index,
+                              const W* gradient, W* points_gradient, W* weights_gradient);
   // inputs [batch, *space, channels], kernel [*kernel, channels / groups, filters], offset
   // [batch, *output, deformable groups * taps * rank], mask [batch, *output, deformable groups *
   // taps] or null, out [batch, *output, filters]; mask_gradient null without a mask.
-  void (*conv)(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
-               const W* offset, const W* mask, T* out);
-  void (*conv_grad)(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
-                    const W* offset, const W* mask, const T* gradient, W* inputs_gradient,
-                    W* kernel_gradient, W* offset_gradient, W* mask_gradient);
+  Error (*conv)(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
+                const W* offset, const W* mask, T* out);
+  Error (*conv_grad)(const Pool& pool, const ConvSizes& sizes, const T* inputs, const T* kernel,
+                     const W* offset, const W* mask, const T* gradient, W* inputs_gradient,
+                     W* kernel_gradient, W* offset_gradient, W* mask_gradient);
 };
+
+// Calls the function for the rank of the sizes, and returns what it threw.
+template <typename Function, typename Sizes, typename... Arguments>
+Error OfRank(Function* one, Function* two, Function* three, const Pool& pool, const Sizes& sizes,
+             const Arguments&... arguments) {
+  Function* const function = sizes.rank == 1 ? one : sizes.rank == 2 ? two : three;
+  return Guarded([&] { function(pool, sizes, arguments...); });
+}
 
 struct Kernels {
   TypedKernels<float> f32;

@@ -77,5 +77,7 @@ const Kernels* LoadKernels(std::string* error) {
 
 // The instruction set of the kernels loaded, or "" if there are none.
 extern "C" __attribute__((visibility("default"))) const char* TfDeformInstructionSet() {
-  return tf_deform::LoadOnce().instruction_set.c_str();
+  const char* set = "";
+  tf_deform::Guarded([&] { set = tf_deform::LoadOnce().instruction_set.c_str(); });
+  return set;
 }

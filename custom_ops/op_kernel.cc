@@ -1,11 +1,12 @@
 // The kernels of the ops for TensorFlow, on CPU and GPU: one class, which checks a call and runs its
 // plan.
 
-#include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "attributes.h"
+#include "blocks.h"
 #include "call.h"
 #include "gpu.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -24,11 +25,9 @@ using tensorflow::TensorShape;
 Pool ThreadsOf(OpKernelContext* context) {
   const auto run = [](void* threads, int64_t count, int64_t cost,
                       void (*work)(void*, int64_t, int64_t), void* data) {
-    using tensorflow::thread::ThreadPool;
-    const ThreadPool::SchedulingParams blocks(ThreadPool::SchedulingStrategy::kFixedBlockSize,
-                                              std::nullopt, BlockSize(cost));
-    static_cast<ThreadPool*>(threads)->ParallelFor(
-        count, blocks, [work, data](int64_t begin, int64_t end) { work(data, begin, end); });
+    auto* const pool = static_cast<tensorflow::thread::ThreadPool*>(threads);
+    RunInBlocks(count, cost, pool->NumThreads(), work, data,
+                [pool](auto&& task) { pool->Schedule(std::move(task)); });
   };
   return {run, context->device()->tensorflow_cpu_worker_threads()->workers};
 }
@@ -37,6 +36,15 @@ template <Op kOp, Type kType, bool kGpu>
 class OpKernel : public tensorflow::OpKernel {
  public:
   explicit OpKernel(OpKernelConstruction* context) : tensorflow::OpKernel(context) {
+    OP_REQUIRES_OK(context, StatusOf(Guarded([&] { Prepare(context); })));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    OP_REQUIRES_OK(context, StatusOf(Guarded([&] { Run(context); })));
+  }
+
+ private:
+  void Prepare(OpKernelConstruction* context) {
     OP_REQUIRES_OK(context, ReadAttributes(context, kOp, &call_));
     call_.type = kType;
     std::string error;
@@ -44,7 +52,7 @@ class OpKernel : public tensorflow::OpKernel {
     OP_REQUIRES(context, kernels_, absl::FailedPreconditionError(error));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) {
     Call call = call_;
     std::vector<const void*> inputs;
     for (int i = 0; i < context->num_inputs(); ++i) {
@@ -74,14 +82,14 @@ class OpKernel : public tensorflow::OpKernel {
     }
     if constexpr (kGpu) {
       GpuQueue queue(context->op_device_context()->stream()->platform_specific_handle().stream);
-      plan.run(*kernels_, queue.pool(), inputs.data(), outputs.data());
-      OP_REQUIRES(context, !queue.error, absl::InternalError(queue.error));
+      OP_REQUIRES_OK(context, StatusOf(plan.run(*kernels_, queue.pool(), inputs.data(),
+                                                outputs.data())));
     } else {
-      plan.run(*kernels_, ThreadsOf(context), inputs.data(), outputs.data());
+      OP_REQUIRES_OK(context, StatusOf(plan.run(*kernels_, ThreadsOf(context), inputs.data(),
+                                                outputs.data())));
     }
   }
 
- private:
   Call call_;  // without shapes
   const Kernels* kernels_ = nullptr;
 };

@@ -4,9 +4,11 @@
 #ifndef TF_DEFORM_ROWS_H_
 #define TF_DEFORM_ROWS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels.h"
 #include "vectors.h"
 
 namespace tf_deform {
@@ -190,6 +192,13 @@ inline void WithConstant(int count, Call&& call) {
   } else if constexpr (kMost > 1) {
     WithConstant<kMost / 2>(count, call);
   }
+}
+
+// Sets all of `to` to 0.
+template <typename T>
+void Clear(const Pool& pool, int64_t size, T* to) {
+  ParallelFor(pool, size, 0.25,
+              [&](int64_t begin, int64_t end) { std::fill(to + begin, to + end, T(0)); });
 }
 
 // The functions that follow take kCount rows, or `count` rows where kCount is 0.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "cells.h"
@@ -118,6 +119,7 @@ struct Rows {
     }
     Corners<T, kRank, false> corners;
     cells.Corner(space, cell, &corners);
+    spoilt = spoilt || IsSpoilt(corners, cells.factor[cell]);
     for (int i = 0; corners.reads && i < corners.count; ++i, ++count) {
       offset[count] = corners.offset[i];
       weight[count] = corners.weight[i] * cells.factor[cell];
@@ -125,6 +127,7 @@ struct Rows {
   }
 
   int64_t count = 0;
+  bool spoilt = false;  // whether the sum is NaN, whatever the rows are
   int64_t offset[Cells<T, kRank>::kSize * kMost];
   T weight[Cells<T, kRank>::kSize * kMost];
 };
@@ -134,7 +137,7 @@ void SampleValues(const Pool& pool, const SampleSizes& sizes, const S* values, c
                   const T* weights, const int64_t* image_index, T* out) {
   const Places<T, kRank> places(sizes, points, weights, image_index);
   const int64_t width = places.width;
-  const int64_t cost = sizes.groups * sizes.points * (20 + (width << kRank) / 4);
+  const double cost = 1.0 * sizes.groups * sizes.points * (20 + (width << kRank) / 4);
   if (sizes.points == 0) std::fill_n(out, sizes.rows * sizes.queries * sizes.channels, T(0));
   const auto sample = [&](auto channels, int64_t begin, int64_t end) {
     Walk<T, kRank> walk(places, sizes, begin);
@@ -148,9 +151,10 @@ void SampleValues(const Pool& pool, const SampleSizes& sizes, const S* values, c
             if (sizes.points == 1) {
               Sample(cells, places.space, each, from, channels, to);
             } else {
-              rows.count = 0;
+              rows.count = 0, rows.spoilt = false;
               for (int64_t i = 0; i < count; ++i) rows.Add(cells, places.space, each * count + i);
               SumRows<0>(from, rows.offset, rows.weight, rows.count, channels, point > 0, to);
+              if (rows.spoilt) std::fill_n(to, width, std::numeric_limits<T>::quiet_NaN());
             }
             if (point + count == sizes.points) walk.Next();
           }
@@ -175,7 +179,8 @@ struct RowsOfImages {
   std::vector<int64_t> start, order;
 };
 
-// Adds the gradient upstream to the corners of a cell.
+// Adds the gradient upstream to the corners of a cell, also to those that it does not read: their
+// weight is 0, or NaN if the factor is not finite.
 template <typename T, int kRank, typename Channels>
 inline void AddToCorners(const Cells<T, kRank>& cells, const Space<T, kRank>& space, int64_t cell,
                          const T* upstream, Channels channels, T* values_gradient) {
@@ -188,7 +193,6 @@ inline void AddToCorners(const Cells<T, kRank>& cells, const Space<T, kRank>& sp
   }
   Corners<T, kRank, false> corners;
   cells.Corner(space, cell, &corners);
-  if (!corners.reads) return;
   for (int i = 0; i < corners.count; ++i) weight[i] = corners.weight[i] * cells.factor[cell];
   WithConstant<kMost>(corners.count, [&](auto count) {
     AddRows<count>(upstream, corners.offset, weight, channels, values_gradient);
@@ -216,13 +220,9 @@ class ValuesGradient {
   }
 
   void Run(const Pool& pool) const {
-    if (!whole_) {
-      ParallelFor(pool, sizes_.images, space().elements / 4 + 1, [&](int64_t begin, int64_t end) {
-        for (int64_t image = begin; image < end; ++image) Clear(image);
-      });
-    }
-    const int64_t points = sizes_.rows * sizes_.queries * sizes_.points;
-    const int64_t cost =
+    if (!whole_) Clear(pool, sizes_.images * space().elements, values_gradient_);
+    const double points = 1.0 * sizes_.rows * sizes_.queries * sizes_.points;
+    const double cost =
         points * (20 + (slice_ << kRank) / 4) / std::max<int64_t>(1, sizes_.images) + 1000;
     WithChannels<T>(width(), [&](auto channels) {
       ParallelFor(pool, sizes_.images * sizes_.groups * slices_, cost,
@@ -238,10 +238,6 @@ class ValuesGradient {
   int64_t width() const { return places_.width; }
   const Space<T, kRank>& space() const { return places_.space; }
 
-  void Clear(int64_t image) const {
-    std::fill_n(values_gradient_ + image * space().elements, space().elements, T(0));
-  }
-
   // channels: of a group.
   template <typename Channels>
   void AddOwned(int64_t owner, Channels channels) const {
@@ -251,7 +247,9 @@ class ValuesGradient {
     if constexpr (std::is_same_v<Channels, int64_t>) {
       channels = std::min(slice_, (group + 1) * width() - low);
     }
-    if (whole_) Clear(image);
+    if (whole_) {
+      std::fill_n(values_gradient_ + image * space().elements, space().elements, T(0));
+    }
     // Points that follow one another: those of a row's queries, if there is one group.
     const int64_t run = sizes_.points * (sizes_.groups == 1 ? sizes_.queries : 1);
     const int64_t runs = sizes_.groups == 1 ? 1 : sizes_.queries;
@@ -303,6 +301,11 @@ class ValuesGradient {
 template <typename T, int kRank>
 void SampleGradValues(const Pool& pool, const SampleSizes& sizes, const T* points, const T* weights,
                       const int64_t* image_index, const T* gradient, T* values_gradient) {
+  if (sizes.rows * sizes.queries * sizes.points == 0) {
+    Clear(pool, sizes.images * Space<T, kRank>(sizes.space, sizes.channels).elements,
+          values_gradient);
+    return;
+  }
   ValuesGradient<T, kRank>(sizes, points, weights, image_index, gradient, values_gradient)
       .Run(pool);
 }
@@ -321,7 +324,7 @@ class PointsGradient {
         weights_gradient_(weights_gradient) {}
 
   void Run(const Pool& pool) const {
-    const int64_t cost = sizes_.groups * sizes_.points * (40 + (places_.width << kRank) / 4);
+    const double cost = 1.0 * sizes_.groups * sizes_.points * (40 + (places_.width << kRank) / 4);
     WithChannels<S>(places_.width, [&](auto channels) {
       ParallelFor(pool, sizes_.rows * sizes_.queries, cost,
                   [&](int64_t begin, int64_t end) { OfQueries(begin, end, channels); });
@@ -357,7 +360,7 @@ class PointsGradient {
               WithConstant<kMost>(corners.count, [&](auto count) {
                 DotRows<count>(from, corners.offset, upstream, channels, dot);
               });
-              PointGradient(corners, cells.factor[cell], dot, outer);
+              PointGradient(cells, space, cell, corners, dot, outer);
               Write(first + cell, outer, 1);
             }
             if (point + count == sizes_.points) walk.Next();
@@ -400,20 +403,16 @@ void SampleGradPoints(const Pool& pool, const SampleSizes& sizes, const S* value
 template <typename T>
 void SetSampleKernels(TypedKernels<T>* kernels) {
   kernels->sample = [](const Pool& pool, const SampleSizes& sizes, auto... rest) {
-    constexpr decltype(kernels->sample) kOfRank[] = {SampleValues<T, 1>, SampleValues<T, 2>,
-                                                     SampleValues<T, 3>};
-    kOfRank[sizes.rank - 1](pool, sizes, rest...);
+    return OfRank(SampleValues<T, 1>, SampleValues<T, 2>, SampleValues<T, 3>, pool, sizes, rest...);
   };
   kernels->sample_grad_values = [](const Pool& pool, const SampleSizes& sizes, auto... rest) {
     using W = Wide<T>;
-    constexpr decltype(kernels->sample_grad_values) kOfRank[] = {
-        SampleGradValues<W, 1>, SampleGradValues<W, 2>, SampleGradValues<W, 3>};
-    kOfRank[sizes.rank - 1](pool, sizes, rest...);
+    return OfRank(SampleGradValues<W, 1>, SampleGradValues<W, 2>, SampleGradValues<W, 3>, pool,
+                  sizes, rest...);
   };
   kernels->sample_grad_points = [](const Pool& pool, const SampleSizes& sizes, auto... rest) {
-    constexpr decltype(kernels->sample_grad_points) kOfRank[] = {
-        SampleGradPoints<T, 1>, SampleGradPoints<T, 2>, SampleGradPoints<T, 3>};
-    kOfRank[sizes.rank - 1](pool, sizes, rest...);
+    return OfRank(SampleGradPoints<T, 1>, SampleGradPoints<T, 2>, SampleGradPoints<T, 3>, pool,
+                  sizes, rest...);
   };
 }
 

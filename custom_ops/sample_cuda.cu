@@ -97,7 +97,8 @@ struct Item {
 };
 
 // Calls visit(terms) for every point of the thread's cell, a block's worth of points at a time.
-template <typename A, int kRank, typename Visit>
+// kGradient: also with the corners that a sample does not read, whose weight is 0 or NaN.
+template <bool kGradient, typename A, int kRank, typename Visit>
 __device__ inline void ForPoints(const SampleShape<A, kRank>& shape, const Item& item,
                                  const A* points, const A* weights, const int64_t* image_index,
                                  Visit&& visit) {
@@ -117,9 +118,11 @@ __device__ inline void ForPoints(const SampleShape<A, kRank>& shape, const Item&
       const A factor = weights ? weights[point] : A(1);
       TF_DEFORM_UNROLL
       for (int corner = 0; corner < 1 << kRank; ++corner) {
-        const bool reads = values >= 0 && corners.reads && corners.offset[corner] >= 0;
-        memory.terms[entry][corner].offset = reads ? values + corners.offset[corner] : -1;
-        memory.terms[entry][corner].weight = reads ? corners.weight[corner] * factor : A(0);
+        const bool reads = (corners.reads || kGradient) && corners.offset[corner] >= 0;
+        const bool there = reads && values >= 0;
+        const A weight = (reads ? corners.weight[corner] : A(0)) * factor;
+        memory.terms[entry][corner].offset = there ? values + corners.offset[corner] : -1;
+        memory.terms[entry][corner].weight = values >= 0 ? weight : A(0);
       }
     }
     __syncthreads();
@@ -140,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
   const Item item(shape.cells, shape.vectors);
   const int channel = item.vector * kStep;
   Vector<A, kStep> sum = {};
-  ForPoints(shape, item, points, weights, image_index, [&](const Term<A>* terms) {
+  ForPoints<false>(shape, item, points, weights, image_index, [&](const Term<A>* terms) {
     Vector<T, kStep> value[1 << kRank];
     TF_DEFORM_UNROLL
     for (int corner = 0; corner < 1 << kRank; ++corner) {
@@ -170,7 +173,7 @@ __global__ void __launch_bounds__(kThreads)
   const int channel = item.vector * kStep;
   const auto upstream = LoadOrZero<kStep>(
       gradient + (item.first + item.cell) * shape.width + channel, item.cell < item.count);
-  ForPoints(shape, item, points, weights, image_index, [&](const Term<A>* terms) {
+  ForPoints<true>(shape, item, points, weights, image_index, [&](const Term<A>* terms) {
     TF_DEFORM_UNROLL
     for (int corner = 0; corner < 1 << kRank; ++corner) {
       if (terms[corner].offset < 0) continue;
@@ -213,8 +216,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first = exists ? ValuesOf(shape, image_index, cell) : -1;
   A dot[1 << kRank] = {};
   Corners<A, kRank> corners;
+  A position[kRank] = {};
   if (first >= 0) {
-    A position[kRank];
     ReadPoint(shape, points, point, position);
     PlaceCorners(position, shape.space, &corners);
     for (int vector = lane; vector < shape.vectors; vector += lanes) {
@@ -245,14 +248,15 @@ __global__ void __launch_bounds__(kThreads)
   TF_DEFORM_UNROLL
   for (int axis = 0; axis <= kRank; ++axis) sums[axis] = SumOfLanes(sums[axis], lanes);
   if (!exists || lane > 0) return;
-  const bool follows = first >= 0 && corners.count > 0;  // if not, a NaN factor must not show
   const A factor = weights ? weights[point] : A(1);
   TF_DEFORM_UNROLL
   for (int axis = 0; axis < kRank; ++axis) {
     const int own = shape.Own(axis);
     if (own < 0) continue;
-    const A pixels = PixelsOf(shape.units, shape.space.limit[axis]);
-    points_gradient[point * shape.rank + own] = follows ? sums[axis] * factor * pixels : A(0);
+    const A limit = shape.space.limit[axis];
+    const bool follows = first >= 0 && HasGradient(position[axis], limit);
+    points_gradient[point * shape.rank + own] =
+        follows ? sums[axis] * factor * PixelsOf(shape.units, limit) : A(0);
   }
   if (weights_gradient) weights_gradient[point] = sums[kRank];
 }

@@ -167,6 +167,19 @@ TF_DEFORM_INLINE bool Locate(const T* point, const Space<T, kRank>& space,
   return true;
 }
 
+// Whether a number, or each lane of a vector, is neither infinite nor NaN.
+template <typename T>
+TF_DEFORM_INLINE auto IsFinite(T x) {
+  return x - x == T{};
+}
+
+// Whether a coordinate has a gradient, wherever the others of its point are. Where pixels are
+// missing around the point it is 0 times the sample's weight: NaN, if that is not finite.
+template <typename T>
+TF_DEFORM_INLINE bool HasGradient(T coordinate, T size) {
+  return coordinate >= T(-1) && coordinate <= size;
+}
+
 template <typename T, int kRank>
 TF_DEFORM_INLINE bool CornerExists(const Space<T, kRank>& space, const Position<T, kRank>& position,
                                    int corner) {

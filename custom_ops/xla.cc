@@ -24,6 +24,8 @@ using tensorflow::XlaOpKernelContext;
 
 constexpr char kGpu[] = "XLA_GPU_JIT";  // the device for which XLA compiles
 
+int64_t Rank(const xla::Shape& shape) { return shape.dimensions().size(); }
+
 std::string Array(const char* name, const std::vector<int64_t>& values) {
   return absl::StrCat(name, " = array<i64", values.empty() ? "" : ": ", absl::StrJoin(values, ", "),
                       ">");
@@ -42,7 +44,7 @@ std::string Attributes(const Call& call, const Shape& before) {
 // Where data decide a size, XLA reserves the most that there can be, but calls only what has fixed
 // sizes. Returns the operand with the room that is not used filled: with `fill`.
 xla::XlaOp Filled(xla::XlaOp operand, const xla::Shape& shape, float fill) {
-  for (int64_t axis = 0; axis < shape.dimensions_size(); ++axis) {
+  for (int64_t axis = 0; axis < Rank(shape); ++axis) {
     if (!shape.is_dynamic_dimension(axis)) continue;
     const xla::XlaOp size = xla::GetDimensionSize(operand, axis);
     const auto dimensions = shape.dimensions();
@@ -59,7 +61,7 @@ xla::XlaOp Filled(xla::XlaOp operand, const xla::Shape& shape, float fill) {
 
 // Returns `made` with the sizes of `like` that data decide.
 xla::XlaOp Sized(xla::XlaOp made, xla::XlaOp like, const xla::Shape& shape) {
-  for (int64_t axis = 0; axis < shape.dimensions_size(); ++axis) {
+  for (int64_t axis = 0; axis < Rank(shape); ++axis) {
     if (!shape.is_dynamic_dimension(axis)) continue;
     made = xla::SetDimensionSize(made, xla::GetDimensionSize(like, axis), axis);
   }
@@ -82,6 +84,11 @@ class XlaKernel : public tensorflow::XlaOpKernel {
   }
 
   void Compile(XlaOpKernelContext* context) override {
+    OP_REQUIRES_OK(context, StatusOf(Guarded([&] { Emit(context); })));
+  }
+
+ private:
+  void Emit(XlaOpKernelContext* context) {
     Call call = call_;
     call.type = TypeOf(context->input_type(0));
     std::vector<xla::XlaOp> operands;
@@ -125,7 +132,6 @@ class XlaKernel : public tensorflow::XlaOpKernel {
     }
   }
 
- private:
   static constexpr int kPositions = IsConv(kOp) ? 2 : 1;  // NaN ones are not sampled
   // Which input the first output is as long as, along the axes that may vary; others follow.
   static constexpr int kFirstLike = kOp == Op::kSample || kOp == Op::kSampleGradPoints ? 1 : 0;
@@ -135,7 +141,7 @@ class XlaKernel : public tensorflow::XlaOpKernel {
       "under XLA on a GPU, a convolution's padding must be known when it is compiled: ";
 
   static bool CanVary(int input, const xla::Shape& shape) {
-    for (int64_t axis = 0; axis < shape.dimensions_size(); ++axis) {
+    for (int64_t axis = 0; axis < Rank(shape); ++axis) {
       const bool free = axis == 0 ? !(IsConv(kOp) && input == 1)
                                   : axis == 1 && !IsConv(kOp) && input > 0;
       if (shape.is_dynamic_dimension(axis) && !free) return false;

@@ -1,13 +1,10 @@
 // Runs what xla.cc emitted: checks a call and runs its plan on XLA's threads, or its CUDA stream.
 
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <memory>
-#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "blocks.h"
 #include "call.h"
 #include "gpu.h"
 #include "xla.h"
@@ -41,48 +38,28 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(tf_deform::Attributes, StructMember<int64_
 namespace tf_deform {
 namespace {
 
-// Blocks of a loop, which threads take until none is left.
-struct Blocks {
-  int64_t count, size;
-  void (*work)(void*, int64_t, int64_t);
-  void* data;
-  std::atomic<int64_t> next{0};
-  std::mutex mutex;
-  std::condition_variable all_done;
-  int64_t done = 0;  // items
-
-  void Take() {
-    for (;;) {
-      const int64_t begin = next.fetch_add(size);
-      if (begin >= count) return;
-      const int64_t end = std::min(begin + size, count);
-      work(data, begin, end);
-      const std::lock_guard<std::mutex> lock(mutex);
-      done += end - begin;
-      if (done == count) all_done.notify_all();
-    }
-  }
-};
-
-// The caller takes blocks itself and waits only for those that others have begun: a pool whose
-// threads are all busy cannot stop it. Whoever comes late finds no block and touches no data.
 Pool ThreadsOf(ffi::ThreadPool* threads) {
   const auto run = [](void* context, int64_t count, int64_t cost,
                       void (*work)(void*, int64_t, int64_t), void* data) {
-    auto* const threads = static_cast<ffi::ThreadPool*>(context);
-    const auto blocks = std::make_shared<Blocks>();
-    blocks->count = count;
-    blocks->size = BlockSize(cost);
-    blocks->work = work;
-    blocks->data = data;
-    const int64_t others =
-        std::min(threads->num_threads(), (count + blocks->size - 1) / blocks->size) - 1;
-    for (int64_t i = 0; i < others; ++i) threads->Schedule([blocks] { blocks->Take(); });
-    blocks->Take();
-    std::unique_lock<std::mutex> lock(blocks->mutex);
-    blocks->all_done.wait(lock, [&] { return blocks->done == count; });
+    auto* const pool = static_cast<ffi::ThreadPool*>(context);
+    RunInBlocks(count, cost, pool->num_threads(), work, data,
+                [pool](auto&& task) { pool->Schedule(std::move(task)); });
   };
   return {run, threads};
+}
+
+ffi::Error ErrorOf(const Error& error) {
+  if (!error) return ffi::Error::Success();
+  return error.kind == Error::kMemory ? ffi::Error(ffi::ErrorCode::kResourceExhausted, error.text)
+                                      : ffi::Error::Internal(error.text);
+}
+
+// Calls run(), which may throw, for an error that XLA knows.
+template <typename Run>
+ffi::Error ErrorOfRun(Run&& run) {
+  ffi::Error result = ffi::Error::Success();
+  const Error thrown = Guarded([&] { result = run(); });
+  return thrown ? ErrorOf(thrown) : std::move(result);
 }
 
 Type TypeOf(ffi::DataType type) {
@@ -138,28 +115,32 @@ ffi::ErrorOr<Given> Read(const Attributes& attributes, ffi::RemainingArgs argume
 
 ffi::Error RunOnHost(ffi::ThreadPool threads, ffi::RemainingArgs arguments,
                      ffi::RemainingRets results, Attributes attributes) {
-  const auto given = Read(attributes, arguments, results, /*readable=*/true);
-  if (!given) return given.error();
-  std::string error;
-  const Kernels* const kernels = LoadKernels(&error);
-  if (!kernels) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, error);
-  error = CheckIndex(given->plan, given->inputs.data());
-  if (!error.empty()) return ffi::Error::InvalidArgument(error);
-  given->plan.run(*kernels, ThreadsOf(&threads), given->inputs.data(), given->outputs.data());
-  return ffi::Error::Success();
+  return ErrorOfRun([&] {
+    const auto given = Read(attributes, arguments, results, /*readable=*/true);
+    if (!given) return given.error();
+    std::string error;
+    const Kernels* const kernels = LoadKernels(&error);
+    if (!kernels) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, error);
+    error = CheckIndex(given->plan, given->inputs.data());
+    if (!error.empty()) return ffi::Error::InvalidArgument(error);
+    return ErrorOf(given->plan.run(*kernels, ThreadsOf(&threads), given->inputs.data(),
+                                   given->outputs.data()));
+  });
 }
 
 // Rows whose image_index is out of range are left 0, as by TensorFlow's kernels for a GPU.
 ffi::Error RunOnGpu(void* stream, ffi::RemainingArgs arguments, ffi::RemainingRets results,
                     Attributes attributes) {
-  const auto given = Read(attributes, arguments, results, /*readable=*/false);
-  if (!given) return given.error();
-  std::string error;
-  const Kernels* const kernels = LoadGpuKernels(&error);
-  if (!kernels) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, error);
-  GpuQueue queue(stream);
-  given->plan.run(*kernels, queue.pool(), given->inputs.data(), given->outputs.data());
-  return queue.error ? ffi::Error::Internal(queue.error) : ffi::Error::Success();
+  return ErrorOfRun([&] {
+    const auto given = Read(attributes, arguments, results, /*readable=*/false);
+    if (!given) return given.error();
+    std::string error;
+    const Kernels* const kernels = LoadGpuKernels(&error);
+    if (!kernels) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, error);
+    GpuQueue queue(stream);
+    return ErrorOf(given->plan.run(*kernels, queue.pool(), given->inputs.data(),
+                                   given->outputs.data()));
+  });
 }
 
 XLA_FFI_DEFINE_HANDLER(

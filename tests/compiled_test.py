@@ -9,9 +9,19 @@ import pytest
 import tensorflow as tf
 
 import tf_deform as tfd
-from conftest import TOLERANCE, fractional, gradients, relative_error, run_converted
+from conftest import (
+    TOLERANCE,
+    assert_same,
+    fractional,
+    gradients,
+    hostile_points,
+    hostile_weights,
+    relative_error,
+    run_converted,
+)
 from tf_deform import ops
 from tf_deform.compiled import loading, location
+from tf_deform.ops import sampling
 
 DTYPES = ("float32", "float64")
 
@@ -99,6 +109,119 @@ def test_convolution_and_its_gradients_equal_the_portable_ones(rng, name, dtype)
     for actual, wanted in zip(found, expected, strict=True):
         assert actual.dtype == dtype
         assert relative_error(actual, wanted) < TOLERANCE[dtype]
+
+
+# Weights that are no numbers: what the portable form makes of them, in its gradients too
+
+
+def assert_as_portable(mode, function, arguments, upstream):
+    """Asserts that both implementations give the same results and gradients, NaN and all."""
+
+    def derived(*each):
+        def weighted(*each):
+            return function(*each) * tf.cast(upstream, each[0].dtype)
+
+        return function(*each), *gradients(weighted, *each)
+
+    found = mode(derived)(*arguments)
+    with tfd.use_implementation("portable"):
+        expected = mode(lambda *each: derived(*each))(*arguments)
+    assert not np.all(np.isfinite(tf.cast(expected[0], tf.float32)))
+    for actual, wanted in zip(found, expected, strict=True):
+        assert actual.dtype == wanted.dtype
+        tolerance = 4 * TOLERANCE[wanted.dtype.name]
+        assert_same(tf.cast(actual, tf.float64), tf.cast(wanted, tf.float64), tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16, 19])
+@pytest.mark.parametrize("space", [(5,), (3, 4), (2, 3, 4)], ids=str)
+def test_weights_that_are_no_numbers_as_portable(rng, space, channels, count):
+    values = rng.normal(size=[2, *space, 2 * channels])
+    points = hostile_points(rng, [2, 30, 2, count, len(space)], space)
+    weights = hostile_weights(rng, points.shape[:-1])
+    upstream = rng.normal(size=[2, 30, 2 * channels])
+    for dtype in DTYPES:
+        arguments = [tf.cast(each, dtype) for each in (values, points, weights)]
+        assert_as_portable(tf.function, ops.weighted_sample, arguments, upstream)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16, 19])
+@pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_masks_that_are_no_numbers_as_portable(rng, rank, kind, channels):
+    space, kernel_size = (5, 3, 4)[:rank], (3, 2, 1)[:rank]
+    groups = {"dense": 1, "grouped": 2, "depthwise": 2 * channels}[kind]
+    taps = 2 * np.prod(kernel_size)
+    moves = hostile_points(rng, [2, *space, taps * rank], (1,))
+    mask = np.where(rng.random([2, *space, 1]) < 0.3, hostile_weights(rng, [2, *space, taps]), 0.7)
+    arguments = [
+        rng.normal(size=[2, *space, 2 * channels]),
+        rng.normal(size=[*kernel_size, 2 * channels // groups, 2 * channels]),
+        moves,
+        mask,
+    ]
+    upstream = rng.normal(size=[2, *space, 2 * channels])
+
+    def convolved(*each):
+        return ops.deformable_conv(*each, padding=1 if rank == 1 else "same")
+
+    for dtype in DTYPES:
+        given = [tf.cast(each, dtype) for each in arguments]
+        assert_as_portable(tf.function, convolved, given, upstream)
+    for dtype in ("float16", "bfloat16"):
+        given = [tf.cast(each, dtype) for each in arguments[:2]]
+        given += [tf.cast(each, tf.float32) for each in arguments[2:]]
+        assert_as_portable(tf.function, convolved, given, upstream)
+
+
+def _attention(x, points, weights):
+    shape = [2, 5, 1, 2, 3]
+    values = [x, x[:, 1:, :2]]
+    return ops.multi_scale_deformable_attention(
+        values, tf.reshape(points, [*shape, 2]) / 4, tf.reshape(weights, shape)
+    )
+
+
+def _levels(x, points, weights):
+    table = sampling.Table.of_levels([x, x[:, 1:, :2]], tf.constant([1, 0]))
+    points, weights = tf.reshape(points, [2, 10, 1, 3, 2]), tf.reshape(weights, [2, 10, 1, 3])
+    return sampling.sample_table(table, points, weights, tf.constant([0, 1]), rule="roi")
+
+
+def _dcnv3(x, points, weights):
+    offset, mask = tf.reshape(points, [2, 1, 5, 12]), tf.reshape(weights, [2, 1, 5, 6])
+    pads = [(0, 0), (1, 1)]
+    return ops.dcnv3(x[:, :1, :3], offset[:, :, :3], mask[:, :, :3], (1, 3), padding=pads)
+
+
+def _dcnv4(x, points, weights):
+    both = tf.concat(
+        [tf.reshape(points, [2, 1, 5, 12]), tf.reshape(weights, [2, 1, 5, 6])], axis=-1
+    )
+    both = tf.pad(both, [[0, 0], [0, 0], [0, 0], [0, 6]])
+    return ops.dcnv4(x[:, :1, :3], both[:, :, :3], (1, 3), groups=2, padding=[(0, 0), (1, 1)])
+
+
+def _roi_pool(x, points, weights):
+    boxes = tf.constant([[0, 0, 2.5, 3], [1, 1, 2, 2], [-9, -9, -8, -8]], x.dtype)
+    offset = tf.reshape(points, [-1])[:24] * 0.1
+    return ops.deformable_roi_pool(
+        x,
+        boxes,
+        [0, 1, 1],
+        tf.reshape(offset, [3, 2, 2, 2]),
+        2,
+        mask=tf.reshape(tf.reshape(weights, [-1])[:12], [3, 2, 2]),
+    )
+
+
+@pytest.mark.parametrize("function", [_attention, _levels, _dcnv3, _dcnv4, _roi_pool])
+def test_weights_that_are_no_numbers_in_operators_as_portable(rng, function, mode):
+    x = tf.constant(rng.normal(size=[2, 4, 3, 4]))
+    points = tf.constant(hostile_points(rng, [2, 30, 2], (4, 3)))
+    weights = tf.constant(hostile_weights(rng, [2, 30]))
+    assert_as_portable(mode, function, [x, points, weights], 1.0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -237,6 +360,112 @@ def test_malformed_calls_are_invalid_arguments(index):
     if any(map(tf.is_tensor, tf.nest.flatten(changed))):
         with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):  # when run, when traced
             tf.function(unknown_shapes)()
+
+
+# Sizes and memory
+
+
+def raw_gradient_of_convolution(offset, kernel=(3, 3, 1, 1), inputs=(0, 5, 5, 1)):
+    library = loading.load().library
+    return library.tf_deform_deformable_conv_grad(
+        inputs=tf.zeros(inputs),
+        kernel=tf.ones(kernel),
+        offset=tf.zeros(offset),
+        mask=[],
+        before=[0] * (len(inputs) - 2),
+        gradient=tf.zeros([*offset[:-1], kernel[-1]]),
+        strides=[1] * (len(inputs) - 2),
+        dilations=[1] * (len(inputs) - 2),
+    )
+
+
+HUGE = 2**31 - 1
+
+
+def test_where_there_is_nothing_to_do_nothing_is_done(mode):
+    to_inputs, to_kernel, to_offset, _ = mode(
+        lambda: raw_gradient_of_convolution((0, HUGE, 2**20, 18))
+    )()
+    assert to_inputs.shape == (0, 5, 5, 1)
+    assert to_offset.shape == (0, HUGE, 2**20, 18)
+    np.testing.assert_array_equal(to_kernel, np.zeros([3, 3, 1, 1]))
+
+    def sampled(values, points):
+        return ops.weighted_sample(values, points, image_index=tf.zeros([0], tf.int64))
+
+    values, points = tf.zeros([2**40, 0, 1, 4]), tf.zeros([0, 1, 1, 1, 2])
+    to_values, to_points = mode(lambda *each: gradients(sampled, *each))(values, points)
+    assert to_values.shape == values.shape
+    assert to_points.shape == points.shape
+
+
+def raw_empty_sample(values, points):
+    library = loading.load().library
+    return library.tf_deform_weighted_sample(
+        values=tf.zeros(values), points=tf.zeros(points), weights=[], image_index=[]
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: raw_gradient_of_convolution((0, HUGE, HUGE, 18)), "offset"),
+        (
+            lambda: raw_gradient_of_convolution((0, HUGE, HUGE, 2), (1, 1, 1, 4)),
+            "offset times the filters of kernel",
+        ),
+        (lambda: raw_gradient_of_convolution((0, 2, 2, 18), inputs=(0, HUGE, HUGE, 3)), "inputs"),
+        (lambda: raw_empty_sample([0, HUGE, HUGE, 3], [0, 1, 1, 1, 2]), "values"),
+        (lambda: raw_empty_sample([0, 2, 2, 3], [0, HUGE, 1, 2**32, 2]), "points"),
+        (
+            lambda: raw_empty_sample([0, 2, 2**40], [0, 2**40, 1, 1, 1]),
+            "points times the channels of values",
+        ),
+    ],
+)
+def test_sizes_whose_product_overflows_are_refused_by_name(call, name):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name} must have sizes whose"):
+        call()
+
+
+SHORT_OF_MEMORY = """
+import resource
+import numpy as np
+import tensorflow as tf
+import tf_deform as tfd
+tfd.set_implementation("compiled")
+inputs = tf.ones([1, 3, 3, 2048], tf.float16)
+kernel = tf.ones([3, 3, 2048, 2048], tf.float16) / 2**14
+offset = tf.zeros([1, 1, 1, 18])
+
+def convolved(inputs):
+    return tfd.ops.deformable_conv(inputs, kernel, offset)
+
+def used():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+room = 64 * 2**20  # the packed kernel takes 144 MiB
+for call in (convolved, tf.function(convolved), tf.function(convolved, jit_compile=True)):
+    expected = call(inputs).numpy()
+    resource.setrlimit(resource.RLIMIT_AS, (used() + room, resource.RLIM_INFINITY))
+    try:
+        call(inputs)
+    except tf.errors.ResourceExhaustedError as error:
+        assert "not enough memory for what a TfDeform op works with" in str(error), error
+    else:
+        raise AssertionError("there was memory enough")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    np.testing.assert_array_equal(call(inputs), expected)
+print("right")
+"""
+
+
+def test_without_memory_an_op_fails_and_the_process_goes_on():
+    run = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, timeout=500
+    )
+    assert run.stdout.endswith("right\n"), run.stdout + run.stderr
 
 
 # Saving

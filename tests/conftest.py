@@ -90,6 +90,27 @@ def relative_error(actual, expected):
     return np.max(np.abs(actual - expected)) / (np.max(np.abs(expected)) or 1.0)
 
 
+def assert_same(actual, expected, tolerance):
+    """Asserts that NaNs and infinities are where they are expected, and that the rest is near."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    largest = np.max(np.abs(expected[np.isfinite(expected)]), initial=1e-30)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * largest)
+
+
+def hostile_weights(rng, shape):
+    """Returns normal weights, of which a fifth is NaN or infinite."""
+    hostile = rng.choice([np.nan, np.inf, -np.inf], shape)
+    return np.where(rng.random(shape) < 0.2, hostile, rng.normal(size=shape))
+
+
+def hostile_points(rng, shape, space):
+    """Returns points about the image, many of them at pixels or beyond, some of them nowhere."""
+    points = rng.uniform(-1.6, np.array(space) + 0.6, shape)
+    points = np.where(rng.random(shape) < 0.3, np.round(points), points)
+    points = np.where(rng.random(shape) < 0.1, rng.choice([-1.0, *space], shape), points)
+    return np.where(rng.random(shape) < 0.1, rng.choice([np.nan, np.inf, -1e30], shape), points)
+
+
 def fractional(rng, shape, low, high):
     """Returns coordinates in (low, high), integers, that are no nearer than 0.1 to an integer."""
     return rng.integers(low, high, shape) + rng.uniform(0.1, 0.9, shape)

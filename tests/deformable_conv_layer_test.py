@@ -439,7 +439,10 @@ def test_inputs_smaller_than_the_kernel_are_refused_as_by_keras(predicted, data_
     traced = tf.function(lambda *each: layer(*each))
     free = [[None if size in (0, 2, 3, 7) else size for size in shape] for shape in given(2, 3, 7)]
     traced = traced.get_concrete_function(*(tf.TensorSpec(shape) for shape in free))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message.replace(r"3, 7", "3 7")):
+    at_run_time = (
+        r"inputs must be at least \[5, 5\] pixels.* received\] \[3 7\] \[same padding takes"
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match=at_run_time):
         traced(*(tf.zeros(shape) for shape in given(2, 3, 7)))
 
 

@@ -9,9 +9,11 @@ import oracles
 from conftest import (
     MODES,
     TOLERANCE,
+    assert_same,
     check_derivatives,
     fractional,
     gradients,
+    hostile_weights,
     relative_error,
     run_litert,
 )
@@ -214,6 +216,28 @@ def test_a_tap_at_minus_one_reads_nothing():
     inputs = np.array([np.nan, 2.0, 4.0]).reshape(1, 3, 1)
     out = ops.deformable_conv(inputs, np.ones([1, 1, 1]), np.zeros([1, 5, 1]), padding=1)
     assert out.numpy().ravel()[[0, 2, 3, 4]].tolist() == [0, 2, 4, 0]
+
+
+@pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16, 19])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_mask_that_is_no_number_makes_a_dropped_sample_nan(rng, rank, channels, kind):
+    groups = {"dense": 1, "grouped": 2, "depthwise": 2 * channels}[kind]
+    case = (2, (5, 3, 4)[:rank], 2 * channels, (3, 2, 1)[:rank], 2 * channels, groups, 2, True, {})
+    (inputs, kernel, offset, mask), _ = build(rng, case)
+    mask = np.where(rng.random([*mask.shape[:-1], 1]) < 0.5, hostile_weights(rng, mask.shape), mask)
+    offset = np.where(rng.random(offset.shape) < 0.05, np.nan, offset)
+    expected = oracles.deformable_conv(inputs, kernel, offset, mask)
+    assert np.any(np.isnan(expected)) and np.any(np.isfinite(expected))
+    for dtype in ("float32", "float64"):
+        arguments = [tf.cast(each, dtype) for each in (inputs, kernel, offset, mask)]
+        assert_same(ops.deformable_conv(*arguments), expected, TOLERANCE[dtype])
+    offset, mask = tf.cast(offset, tf.float32), tf.cast(mask, tf.float32)
+    for dtype in ("float16", "bfloat16"):
+        narrow = [tf.cast(each, dtype) for each in (inputs, kernel)]
+        expected = oracles.deformable_conv(*narrow, offset, mask)
+        actual = ops.deformable_conv(*narrow, offset, mask)
+        assert_same(tf.cast(actual, tf.float64), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 1e30, -1e30])

@@ -426,6 +426,18 @@ def test_a_tensor_of_unknown_rank_is_named(case):
 
 
 @ALL
+def test_a_symbolic_tensor_of_another_rank_is_named_at_once(case):
+    if case.layer == "MultiScaleDeformableAttention":
+        return  # its reference points are checked when it is called on tensors
+    names = list(inspect.signature(make(case).call).parameters)
+    for position, shape in enumerate(case.free):
+        short = map_shapes(lambda each: each[1:], [shape])[0]
+        changed = [*case.free[:position], short, *case.free[position + 1 :]]
+        with pytest.raises(ValueError, match=rf"({'|'.join(names)}).* must .+, received"):
+            make(case)(*map_shapes(keras.KerasTensor, changed))
+
+
+@ALL
 def test_integers_are_refused_with_a_remedy(case):
     (features,), coordinates = arguments_of(case)[:1], arguments_of(case)[1:]
     images = tf.nest.map_structure(lambda each: each.astype("uint8"), features)

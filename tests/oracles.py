@@ -13,20 +13,24 @@ import numpy as np
 # Sampling one point
 
 
-def linear_sample(image, point, rule="zeros", align_corners=True):
-    """Returns the linear sample [C] of image [*space, C] at point [rank].
+def linear_sample(image, point, rule="zeros", align_corners=True, weight=1.0):
+    """Returns the linear sample [C] of image [*space, C] at point [rank], times a weight.
 
     Rules: "zeros", "border", "reflection" (about 0 and size-1, or about -0.5 and size-0.5 without
-    `align_corners`), and "roi" and "psroi", which return (sample, valid). A dropped sample is 0.
+    `align_corners`), and "roi" and "psroi", which return (sample, valid). A dropped sample is 0,
+    and so is a missing pixel: a NaN of a weight that is not finite.
     """
     image = _float64(image)
     total = np.zeros(image.shape[-1])
     placed = _place(point, image.shape[:-1], rule, align_corners)
-    if placed is not None:
-        for corner in itertools.product((0, 1), repeat=len(placed)):
-            index = np.floor(placed) + corner
-            if _inside(index, image):
-                total += np.prod(1 - np.abs(placed - index)) * _pixel(image, index)
+    with np.errstate(invalid="ignore"):
+        if placed is None:
+            total += weight * 0.0
+        else:
+            for corner in itertools.product((0, 1), repeat=len(placed)):
+                index = np.floor(placed) + corner
+                share = weight * np.prod(1 - np.abs(placed - index))
+                total += share * (_pixel(image, index) if _inside(index, image) else 0.0)
     return (total, placed is not None) if rule in ("roi", "psroi") else total
 
 
@@ -122,8 +126,10 @@ def weighted_sample(values, points, weights=None, image_index=None):
     for row, query, group, p in np.ndindex(rows, queries, groups, count):
         channels = _share(group, groups, values.shape[-1])
         image = values[image_index[row]][..., channels]
-        value = linear_sample(image, points[row, query, group, p])
-        result[row, query, channels] += weights[row, query, group, p] * value
+        weight = weights[row, query, group, p]
+        result[row, query, channels] += linear_sample(
+            image, points[row, query, group, p], weight=weight
+        )
     return result
 
 
@@ -212,8 +218,8 @@ def deformable_conv(
             sampled = np.zeros(channels)
             for g in range(deformable_groups):
                 shared = _share(g, deformable_groups, channels)
-                value = linear_sample(image[..., shared], start + offset[where][g, t])
-                sampled[shared] = mask[where][g, t] * value
+                point = start + offset[where][g, t]
+                sampled[shared] = linear_sample(image[..., shared], point, weight=mask[where][g, t])
             for g in range(groups):
                 made = _share(g, groups, filters)
                 result[where][made] += sampled[_share(g, groups, channels)] @ kernel[tap][:, made]
@@ -273,8 +279,9 @@ def dcnv3(
         middle = [row, column] * strides - before + reach // 2
         point = middle + (taps[t] * dilation - reach // 2 + [y, x]) * offset_scale
         channels = _share(g, groups, inputs.shape[-1])
-        sampled = linear_sample(inputs[b][..., channels], point)
-        result[b, row, column, channels] += mask[b, row, column, g, t] * sampled
+        result[b, row, column, channels] += linear_sample(
+            inputs[b][..., channels], point, weight=mask[b, row, column, g, t]
+        )
     return result
 
 
@@ -306,8 +313,9 @@ def multi_scale_deformable_attention(values, locations, weights):
         image = values[level][b]
         x, y = locations[b, q, head, level, p]
         point = y * image.shape[0] - 0.5, x * image.shape[1] - 0.5
-        sampled = linear_sample(image[..., channels], np.array(point))
-        result[b, q, channels] += weights[b, q, head, level, p] * sampled
+        result[b, q, channels] += linear_sample(
+            image[..., channels], np.array(point), weight=weights[b, q, head, level, p]
+        )
     return result
 
 

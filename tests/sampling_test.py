@@ -10,9 +10,12 @@ import oracles
 from conftest import (
     MODES,
     TOLERANCE,
+    assert_same,
     check_derivatives,
     fractional,
     gradients,
+    hostile_points,
+    hostile_weights,
     relative_error,
     run_litert,
 )
@@ -324,6 +327,33 @@ def test_such_a_point_leaves_the_others_of_its_sum_alone(rng, special):
     for actual, expected in zip(together[1:], alone[1:], strict=True):
         assert relative_error(actual[:, :, :, :3], expected) < TOLERANCE["float64"]
         assert not np.any(actual[:, :, :, 3])
+
+
+@pytest.mark.parametrize("count", [1, 3, 70])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16, 19])
+@pytest.mark.parametrize("space", [(5,), (3, 4), (2, 3, 4)], ids=str)
+def test_a_weight_that_is_no_number_meets_pixels_that_are_not_read_as_zeros(
+    rng, space, channels, count
+):
+    values = rng.normal(size=[2, *space, 2 * channels])
+    points = hostile_points(rng, [2, 9, 2, count, len(space)], space)
+    weights = hostile_weights(rng, points.shape[:-1])
+    if count > 1:  # a sum is often finite
+        weights = np.where(rng.random([2, 9, 2, 1]) < 0.5, weights, 1.5)
+    for dtype in (np.float32, np.float64):
+        arguments = [each.astype(dtype) for each in (values, points, weights)]
+        expected = oracles.weighted_sample(*arguments)
+        assert np.any(np.isnan(expected)) and np.any(np.isfinite(expected))
+        tolerance = TOLERANCE[np.dtype(dtype).name]
+        assert_same(ops.weighted_sample(*arguments), expected, tolerance)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
+def test_such_a_weight_makes_a_dropped_sample_nan(mode, weight):
+    values, weights = np.ones([1, 3, 2, 1]), np.full([1, 1, 1, 1], weight)
+    for y in (-1.0, -7.5, 3.0, np.nan, np.inf):
+        points = np.array([y, 0.5]).reshape(1, 1, 1, 1, 2)
+        assert np.isnan(mode(ops.weighted_sample)(values, points, weights)).all()
 
 
 @pytest.mark.parametrize("pixel", [np.nan, np.inf])

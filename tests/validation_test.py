@@ -418,6 +418,11 @@ REMEDIES = {
     ),
     r"^boxes must be a floating-point tensor, received a dict of 'boxes', 'labels'; pass "
     r"boxes\['boxes'\]$": (roi_align, {"boxes": {"boxes": z(3, 4), "labels": z(3)}}),
+    r"^boxes must be a dense tensor, received a RaggedTensor; pad it, boxes by "
+    r"boxes\.to_tensor\(float\('nan'\)\)$": (
+        roi_align,
+        {"boxes": tf.ragged.constant([[1.0, 2.0, 3.0, 4.0], []])},
+    ),
     r"^scales must be finite .*above 0, each half of the one before, as in \(1/4, 1/8\), "
     r"received \(4, 8\)$": (multi_scale, {"scales": (4, 8)}),
     r"^inputs must be at least \[3, 2\] pixels, .*, received \[2, 7\]; same padding takes any "

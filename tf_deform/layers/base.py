@@ -23,14 +23,11 @@ class Layer(keras.layers.Layer):
         # Keras asks for shapes before `call` can say what is wrong with them.
         if any(map(_of_unknown_rank, tf.nest.flatten([args, kwargs]))):
             named = dict(zip(inspect.signature(self.call).parameters, args, strict=False), **kwargs)
-            wrong = [
-                name
-                for name, argument in named.items()
-                if any(map(_of_unknown_rank, tf.nest.flatten(argument)))
-            ]
+            flat = ((name, tf.nest.flatten(argument)) for name, argument in named.items())
+            wrong = next(name for name, each in flat if any(map(_of_unknown_rank, each)))
             raise ValueError(
-                f"{wrong[0]} must have a known rank, received a tensor of unknown rank; give it "
-                "one by tf.ensure_shape"
+                f"{wrong} must have a known rank, received a tensor of unknown rank; give it one "
+                "by tf.ensure_shape"
             )
         return super().__call__(*args, **kwargs)
 

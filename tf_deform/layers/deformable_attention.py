@@ -166,7 +166,8 @@ class MultiScaleDeformableAttention(Projected):
             return values, None
         if not isinstance(masks, list | tuple) or len(masks) != len(values):
             raise ValueError(
-                f"padding_masks must be a list of {len(values)} masks, received {masks!r}"
+                f"padding_masks must be a list of {len(values)} masks, received "
+                + (str(len(masks)) if isinstance(masks, list | tuple) else type(masks).__name__)
             )
         masks = [
             validation.shaped(

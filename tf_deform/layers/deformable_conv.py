@@ -63,7 +63,8 @@ class DeformableConv(Layer):
         `[batch, *output, filters]` in the compute dtype.
 
     Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
+        ValueError, TypeError: an option, shape or dtype that does not fit, and images, if there are
+            any, smaller with their padding than the kernel.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.1); Zhu et
     al., "Deformable ConvNets v2" (arXiv:1811.11168, section 3.2).
@@ -219,6 +220,10 @@ class DeformableConv(Layer):
         batch, *rest = inputs_shape
         space = rest[:-1] if self.data_format == "channels_last" else rest[1:]
         check_holds(batch, space, least_pixels(self.padding, self._extents))
+        if offset_shape is not None:
+            validation.check_shape("offset", offset_shape, *self._moved(self._offsets))
+        if modulation_shape is not None:
+            validation.check_shape("modulation", modulation_shape, *self._moved(self._masks))
         known = [1 if size is None else size for size in space]
         output = output_sizes(known, self._explicit_padding(known), self._extents, self.strides)
         output = [None if size is None else out for size, out in zip(space, output, strict=True)]
@@ -308,16 +313,14 @@ class DeformableConv(Layer):
     def _given(self, name, tensor, channels):
         """Returns an offset or modulation channels-last; its other sizes are checked later."""
         tensor = validation.floating(name, tensor)
-        expected = [None] * (self.rank + 2)
-        expected[-1 if self.data_format == "channels_last" else 1] = channels
-        where = (
-            f"*output, {channels}"
-            if self.data_format == "channels_last"
-            else f"{channels}, *output"
-        )
-        return self._to_channels_last(
-            validation.shaped(name, tensor, expected, f"[batch, {where}]")
-        )
+        return self._to_channels_last(validation.shaped(name, tensor, *self._moved(channels)))
+
+    def _moved(self, channels):
+        """Returns the shape of what is given for each output pixel, and the shape in words."""
+        free = [None] * self.rank
+        if self.data_format == "channels_last":
+            return [None, *free, channels], f"[batch, *output, {channels}]"
+        return [None, channels, *free], f"[batch, {channels}, *output]"
 
     def _predict(self, inputs):
         """Returns offset and modulation, or None, for channels-last inputs."""

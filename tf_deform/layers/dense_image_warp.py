@@ -60,6 +60,8 @@ class DenseImageWarp(Layer):
         )
 
     def compute_output_shape(self, inputs_shape, flow_shape):
+        expected = [*inputs_shape[:-1], len(inputs_shape) - 2]
+        validation.check_shape("flow", flow_shape, expected, "[batch, *space, rank]")
         return tuple(inputs_shape)
 
     def get_config(self):

@@ -11,6 +11,9 @@ from tf_deform.ops import validation
 from tf_deform.ops.regions import bins_at_rest, levels_of, moved_bins, moved_bins_of_classes
 from tf_deform.ops.roi_pooling import checked_scales
 
+_OFFSET = "[batch, rois, *output_size, 2]"
+_PART_OFFSET = "[batch, rois, part_size, part_size, 2 * classes]"
+
 
 @keras.saving.register_keras_serializable("tf_deform")
 class RoIAlign(RoIPooling):
@@ -18,7 +21,8 @@ class RoIAlign(RoIPooling):
 
     Args:
         output_size: int, or (height, width) in bins.
-        spatial_scale: features' size over the input image's size.
+        spatial_scale: features' size over the input image's size. An eager call warns if with it
+            all finite boxes lie outside of the features.
         sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
             such a layer cannot be compiled by XLA.
         aligned: False for the older convention without the half-pixel shift, in which boxes are
@@ -342,7 +346,7 @@ class DeformableRoIPooling(RoIPooling):
                 "offset",
                 validation.floating("offset", offset),
                 [*shape, *self.output_size, 2],
-                "[batch, rois, *output_size, 2]",
+                _OFFSET,
             )
             return tf.reshape(offset, [math.prod(shape), *self.output_size, 2]), None
         if not self.predicts:
@@ -370,7 +374,10 @@ class DeformableRoIPooling(RoIPooling):
         return predicted[..., :2], mask
 
     def compute_output_shape(self, features_shape, boxes_shape, offset_shape=None):
-        return self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
+        shape = self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
+        if offset_shape is not None:
+            validation.check_shape("offset", offset_shape, [*shape[:4], 2], _OFFSET)
+        return shape
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -477,9 +484,13 @@ class DeformablePSRoIPooling(RoIPooling):
             "offset",
             validation.floating("offset", offset),
             [*shape, self.part_size, self.part_size, None],
-            "[batch, rois, part_size, part_size, 2 * classes]",
+            _PART_OFFSET,
         )
         return tf.reshape(offset, [math.prod(shape), *validation.sizes(offset)[2:]])
 
     def compute_output_shape(self, features_shape, boxes_shape, offset_shape=None):
-        return self._pooled_shape(features_shape, boxes_shape, self.output_channels)
+        shape = self._pooled_shape(features_shape, boxes_shape, self.output_channels)
+        if offset_shape is not None:
+            expected = [*shape[:2], self.part_size, self.part_size, None]
+            validation.check_shape("offset", offset_shape, expected, _PART_OFFSET)
+        return shape

@@ -74,6 +74,9 @@ class GridSample(_Sampler):
         )
 
     def compute_output_shape(self, inputs_shape, grid_shape):
+        batch, *space, _ = inputs_shape
+        expected = [batch, *[None] * len(space), len(space)]
+        validation.check_shape("grid", grid_shape, expected, "[batch, *output_size, rank]")
         return (*grid_shape[:-1], inputs_shape[-1])
 
 
@@ -222,12 +225,10 @@ class SpatialTransformer(_Sampler):
         if parameters is None:
             parameters = self.predict_parameters(inputs)
         batch, *space, _ = validation.sizes(inputs)
-        count = len(self._identity(len(space)))
         parameters = validation.shaped(
             "parameters",
             validation.floating("parameters", parameters),
-            [batch, count],
-            f"[batch, {count}] for the transformation {self.transformation}",
+            *self._expected(batch, len(space)),
         )
         if parameters.dtype != tf.float64:
             parameters = tf.cast(parameters, tf.float32)
@@ -235,6 +236,9 @@ class SpatialTransformer(_Sampler):
         return self._grid(parameters, len(space), size)
 
     def compute_output_shape(self, inputs_shape, parameters_shape=None):
+        if parameters_shape is not None:
+            expected, meaning = self._expected(inputs_shape[0], len(inputs_shape) - 2)
+            validation.check_shape("parameters", parameters_shape, expected, meaning)
         size = inputs_shape[1:-1] if self.output_size is None else self.output_size
         return (inputs_shape[0], *size, inputs_shape[-1])
 
@@ -252,6 +256,11 @@ class SpatialTransformer(_Sampler):
         config = dict(config)
         config["localization"] = keras.saving.deserialize_keras_object(config["localization"])
         return cls(**config)
+
+    def _expected(self, batch, rank):
+        """Returns the parameters' shape, and the shape in words."""
+        count = len(self._identity(rank))
+        return [batch, count], f"[batch, {count}] for the transformation {self.transformation}"
 
     def _identity(self, rank):
         """Returns the parameters of the identity, for inputs with `rank` spatial axes."""

@@ -52,7 +52,8 @@ def dcnv3(
         The sums in the dtype of `inputs`; half precision is accumulated in float32.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit.
+        ValueError, TypeError: a shape, dtype or option that does not fit, and images, if there are
+            any, smaller with their padding than the kernel.
         InvalidArgumentError: the same where shapes are known only at run time.
 
     Source: Wang et al., "InternImage" (arXiv:2211.05778, equation 2, without its projections); the

@@ -37,7 +37,8 @@ def deformable_conv(
         The convolution in the dtype of `inputs`; half precision is accumulated in float32.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit.
+        ValueError, TypeError: a shape, dtype or option that does not fit, and images, if there are
+            any, smaller with their padding than the kernel.
         InvalidArgumentError: the same where shapes are known only at run time.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, equation 2); with a

@@ -51,7 +51,7 @@ def roi_align(
 
     Returns:
         Means in the dtype of `features`; half precision is accumulated in float32. A sample more
-        than a pixel outside counts as 0.
+        than a pixel outside counts as 0; eager calls warn if all finite boxes lie outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.

@@ -298,9 +298,10 @@ def _sample_compiled(table, points, weights, image_index, rule):
         return compiled.weighted_sample(table.maps[0], points, weights, image_index)
     sums = []
     for nth, each in enumerate(table.maps):  # who does not read this map is outside of it
-        reads = (table.map_index == nth)[:, None, None, None, None]
-        seen = tf.where(reads, points, tf.constant(float("nan"), points.dtype))
-        sums.append(compiled.weighted_sample(each, seen, weights, image_index))
+        reads = (table.map_index == nth)[:, None, None, None]
+        seen = tf.where(reads[..., None], points, tf.constant(float("nan"), points.dtype))
+        counted = None if weights is None else tf.where(reads, weights, 0)
+        sums.append(compiled.weighted_sample(each, seen, counted, image_index))
     return tf.add_n(sums)
 
 

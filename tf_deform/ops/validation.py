@@ -33,6 +33,11 @@ def floating(name, tensor):
             received = f"a dict of {', '.join(map(repr, tensor))}"
             remedy = f"; pass {name}[{name!r}]" if name in tensor else ""
         raise TypeError(f"{name} must be a floating-point tensor, received {received}{remedy}")
+    if isinstance(tensor, tf.RaggedTensor):
+        raise TypeError(
+            f"{name} must be a dense tensor, received a RaggedTensor; pad it, boxes by "
+            f"{name}.to_tensor(float('nan'))"
+        )
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.dtype.is_floating:
         remedy = "; cast it" if tensor.dtype.is_integer or tensor.dtype.is_bool else ""
