@@ -50,7 +50,9 @@ def main(arguments=None):
         keras.utils.set_random_seed(SEED)
         path = options.output / f"{draw.__name__.replace('draw', 'plot')}.png"
         with Image.open(io.BytesIO(visualization.png_of(draw(options.quick)))) as picture:
-            picture.convert("RGB").quantize(256).save(path, optimize=True)  # a third of the size
+            picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(
+                path, optimize=True
+            )  # a third of the size
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
@@ -88,14 +90,20 @@ def draw_bins(quick):
     scene, proposal = largest_digits(test)[0]
     inputs = {"images": test.images, "proposals": test.proposals}
     features, boxes = keras.Model(model.inputs, layer.input)(inputs)
-    image, one = test.images[scene], slice(scene, scene + 1)
-    return lambda ax: visualization.plot_bins(
-        image, layer, (features[one], boxes[one]), roi=proposal, ax=ax
-    )
+    one, box = slice(scene, scene + 1), test.proposals[scene, proposal]
+    (x, y), half = (box[:2] + box[2:]) / 2, 0.7 * np.max(box[2:] - box[:2])
+
+    def draw(ax):
+        arguments = (features[one], boxes[one])
+        visualization.plot_bins(test.images[scene], layer, arguments, roi=proposal, ax=ax)
+        ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+
+    return draw
 
 
 def draw_attention(quick):
     photograph = detect_data.photographs("test")[1][40:360:2, :320:2] / 255
+    grey = np.mean(photograph, axis=-1)  # which the heads' colours stand out from
     maps = [tf.image.resize(photograph[None], [size, size]) for size in (40, 20, 10)]
     queries = tf.reshape(maps[2], [1, 100, 3])
     places = np.stack(np.meshgrid(np.arange(10), np.arange(10)), axis=-1)
@@ -105,7 +113,7 @@ def draw_attention(quick):
     kernel = layer.attention_weights.kernel
     kernel.assign(tf.random.normal(kernel.shape, stddev=1.5, seed=SEED))
     return lambda ax: visualization.plot_attention(
-        photograph, layer, (queries, reference, maps), query=44, ax=ax
+        grey, layer, (queries, reference, maps), query=44, ax=ax
     )
 
 
