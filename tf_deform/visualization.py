@@ -383,7 +383,7 @@ def _rimmed(width):
 def _draw_taps(ax, moved, rest, share, colour):
     if rest is not None:
         y, x = rest.T
-        ax.scatter(x, y, s=12, color=REST, edgecolor=RIM, linewidth=0.5, alpha=0.7, zorder=3)
+        ax.scatter(x, y, s=20, color=REST, edgecolor=RIM, linewidth=0.7, alpha=0.8, zorder=3)
         _draw_arrows(ax, rest, moved, colour)
     _draw_points(ax, moved[:, ::-1], colour, share)
 
