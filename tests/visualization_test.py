@@ -245,6 +245,20 @@ def test_no_arrow_leads_nowhere(ax):
     np.testing.assert_allclose(arrows(ax), [[[0, 0]], [[2, 1]]])
 
 
+def test_small_axes_have_thinner_and_fewer_lines_smaller_taps_and_no_numbers(ax):
+    figure = Figure(figsize=(2, 2))
+    small, bins = figure.add_axes((0, 0, 0.8, 0.8)), np.ones([1, 1, 2, 2, 4])  # half the full size
+    grid, taps = np.zeros([1, 20, 20, 2]), np.ones([1, 1, 1, 1, 2, 2])
+    for axes in (ax, small):
+        visualization.plot_bins(IMAGE, bins, ax=axes)
+        visualization.plot_taps(IMAGE, taps, pixel=(0, 0), ax=axes)
+        visualization.plot_grid(IMAGE, grid, ax=axes)
+    assert (len(ax.texts), len(small.texts)) == (4, 0)
+    assert (len(ax.lines), len(small.lines)) == (4 + 7 + 7 + 2, 4 + 3 + 3 + 2)
+    assert small.lines[0].get_linewidth() == pytest.approx(ax.lines[0].get_linewidth() / 2)
+    np.testing.assert_allclose(sizes(small), np.divide(sizes(ax), 4))
+
+
 # Axes, images, errors
 
 FLOW = np.ones([1, 12, 9, 2])

@@ -25,6 +25,7 @@ REST, RIM = "#D0D0D0", "#202020"
 MARKERS = "os^DvP*X"  # of the levels of a pyramid
 PICTURE_SIZE = 400  # of what `png_of` returns
 LINES, ARROWS = 8, 12  # of a grid and of a flow, along the longer axis
+FULL_SIZE = 3.2  # inches of axes from which on nothing is drawn smaller
 
 
 def plot_taps(image, layer, inputs=None, *, pixel, ax=None):
@@ -83,8 +84,8 @@ def plot_taps(image, layer, inputs=None, *, pixel, ax=None):
 def plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None):
     """Returns the axes, with the bins of a region of interest where a layer pools them.
 
-    The moved bins are numbered row by row; the bins at rest are thin, and arrows lead from their
-    middles to those of the moved ones.
+    The moved bins are numbered row by row, unless the axes are too small for that; the bins at rest
+    are thin, and arrows lead from their middles to those of the moved ones.
 
     Args:
         image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8:
@@ -127,7 +128,7 @@ def plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None):
         _draw_arrows(ax, _middles(rest), _middles(moved), COLOURS[1])
     _draw_boxes(ax, moved, COLOURS[0], 1.6)
     for number, (y, x) in enumerate(_middles(moved)):
-        if math.isfinite(x + y):
+        if math.isfinite(x + y) and _scale(ax) > 0.7:
             _write(ax, x, y, str(number))
     return ax
 
@@ -163,7 +164,7 @@ def plot_grid(image, layer, inputs=None, *, align_corners=False, ax=None):
     grid = _array("grid", layer, 4, 2)[0]
     size = np.array(image.shape[1::-1])  # (width, height)
     points = (grid + 1) / 2 * (size - 1) if align_corners else ((grid + 1) * size - 1) / 2
-    rows, columns = (_spread(count) for count in points.shape[:2])
+    rows, columns = (_spread(count, round(LINES * _scale(ax))) for count in points.shape[:2])
     for line in (*points[rows[1:-1]], *np.swapaxes(points, 0, 1)[columns[1:-1]]):
         _draw_line(ax, line, COLOURS[1], 0.8)
     outline = [points[0], points[:, -1], points[-1, ::-1], points[::-1, 0]]
@@ -334,9 +335,9 @@ def _index(name, index, sizes):
     return index
 
 
-def _spread(count):
-    """Returns up to LINES + 1 of `count` indices, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, LINES + 1)).round().astype(int))
+def _spread(count, steps):
+    """Returns up to `steps + 1` of `count` indices, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, steps + 1)).round().astype(int))
 
 
 # Drawing. Points are (y, x), but those of grids and attention (x, y).
@@ -374,16 +375,24 @@ def _matplotlib(module, function="drawing"):
         ) from error
 
 
-def _rimmed(width):
+def _scale(ax):
+    """Returns the factor on the size of what is drawn: under 1 on small axes."""
+    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())  # in inches
+    return min(max(min(box.width, box.height) / FULL_SIZE, 0.5), 1)
+
+
+def _rimmed(ax, width):
     """Returns what gives lines and letters of a width a dark rim."""
     effects = _matplotlib(".patheffects")
-    return [effects.Stroke(linewidth=width + 1.4, foreground=RIM), effects.Normal()]
+    rim = width + 1.4 * _scale(ax)
+    return [effects.Stroke(linewidth=rim, foreground=RIM), effects.Normal()]
 
 
 def _draw_taps(ax, moved, rest, share, colour):
     if rest is not None:
         y, x = rest.T
-        ax.scatter(x, y, s=20, color=REST, edgecolor=RIM, linewidth=0.7, alpha=0.8, zorder=3)
+        size = 20 * _scale(ax) ** 2
+        ax.scatter(x, y, s=size, color=REST, edgecolor=RIM, linewidth=0.7, alpha=0.8, zorder=3)
         _draw_arrows(ax, rest, moved, colour)
     _draw_points(ax, moved[:, ::-1], colour, share)
 
@@ -393,18 +402,20 @@ def _draw_points(ax, points, colour, share, marker="o"):
     red, green, blue, _ = _matplotlib(".colors").to_rgba(colour)
     ax.scatter(
         *points.T,
-        s=8 + 47 * share,
+        s=(8 + 47 * share) * _scale(ax) ** 2,
         facecolor=[(red, green, blue, 0.3 + 0.7 * each) for each in share],
         edgecolor="white",
         linewidth=0.6,
-        path_effects=_rimmed(0.6),
+        path_effects=_rimmed(ax, 0.6),
         marker=marker,
         zorder=4,
     )
 
 
 def _draw_cross(ax, x, y):
-    ax.plot(x, y, "+", color="white", ms=11, mew=2, path_effects=_rimmed(2), zorder=5)
+    size, width = 11 * _scale(ax), 2 * _scale(ax)
+    rim = _rimmed(ax, width)
+    ax.plot(x, y, "+", color="white", ms=size, mew=width, path_effects=rim, zorder=5)
 
 
 def _draw_arrows(ax, start, end, colour):
@@ -420,14 +431,14 @@ def _draw_arrows(ax, start, end, colour):
         scale_units="xy",
         scale=1,
         units="inches",
-        width=0.022,
+        width=0.022 * _scale(ax),
         headwidth=4,
         headlength=4,
         headaxislength=3.5,
         minlength=0.1,
         color=colour,
         edgecolor=RIM,
-        linewidth=0.4,
+        linewidth=0.4 * _scale(ax) ** 2,
         zorder=3,
     )
     ax.update_datalim(end[:, ::-1])
@@ -450,7 +461,8 @@ def _draw_boxes(ax, boxes, colour, width):
 
 def _draw_line(ax, points, colour, width):
     """Draws a line through (x, y) points."""
-    ax.plot(*points.T, color=colour, linewidth=width, path_effects=_rimmed(width), zorder=2)
+    width *= _scale(ax)
+    ax.plot(*points.T, color=colour, linewidth=width, path_effects=_rimmed(ax, width), zorder=2)
 
 
 def _middles(boxes):
@@ -465,7 +477,7 @@ def _write(ax, x, y, text):
         fontsize=7,
         ha="center",
         va="center",
-        path_effects=_rimmed(0.6),
+        path_effects=_rimmed(ax, 0.6),
         zorder=5,
         clip_on=True,
     )
