@@ -21,8 +21,8 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo detect test check install format-check lint types format bench ops sanitize fuzz \
-	fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons clean
+.PHONY: help demo detect pictures test check install format-check lint types format bench ops \
+	sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -35,6 +35,10 @@ demo: $(VENV)/.has-demo ## train on distorted digits, draw the figure, serve the
 detect: $(VENV)/.has-demo ## train detectors with three ways of pooling regions, compare them (ARGS=--quick)
 	@echo "==> Running examples/detect_digits.py $(ARGS)"
 	@$(RUN) examples/detect_digits.py $(ARGS)
+
+pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=--quick)
+	@echo "==> Running examples/pictures.py $(ARGS)"
+	@$(RUN) examples/pictures.py $(ARGS)
 
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes"

@@ -3,15 +3,17 @@
 import matplotlib
 import numpy as np
 from detect_data import BACKGROUND, HEIGHT, WIDTH, targets
-from detect_models import moved_bins
+from detect_models import bins_of
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
+
+from tf_deform import visualization
 
 matplotlib.use("Agg")
 
 SCENES, DIGITS = 4, 8
 SHOWN_SCORE = 0.3
-BOX, BIN = "#F0E442", "#D55E00"  # a yellow and a red that all eyes tell apart
+BOX = "#F0E442"
 BEYOND = "#606060"
 
 
@@ -36,7 +38,7 @@ def draw(models, best, scenes, detections, path):
         row[0].set_ylabel(
             name.replace("RoI", "\nRoI").strip(), rotation=0, ha="right", va="center", fontsize=12
         )
-    below.suptitle("A proposal (yellow) and where its bins look (red)", fontsize=14)
+    below.suptitle("A proposal (yellow) and where its bins look (orange)", fontsize=14)
     for axis in figure.axes:
         axis.set(xticks=[], yticks=[], facecolor=BEYOND)
         axis.spines[:].set_visible(False)
@@ -60,18 +62,18 @@ def _draw_detections(axis, image, boxes, scores, labels):
 
 def _draw_bins(axes, model, scenes):
     inputs = {"images": scenes.images, "proposals": scenes.proposals}
-    bins = moved_bins(model, inputs)
-    for axis, (scene, proposal) in zip(axes, _largest_digits(scenes), strict=False):
+    bins = bins_of(model, inputs)
+    for axis, (scene, proposal) in zip(axes, largest_digits(scenes), strict=False):
         box = scenes.proposals[scene, proposal]
-        axis.imshow(scenes.images[scene], extent=(0, WIDTH, HEIGHT, 0))
+        image = scenes.images[scene]
+        visualization.plot_bins(image, bins[scene : scene + 1], roi=proposal, ax=axis)
+        box = box - 0.5  # there pixel centres are at integers
         _draw_box(axis, box, edgecolor=BOX, linewidth=2)
-        for part in bins[scene, proposal].reshape(-1, 4):
-            _draw_box(axis, part, edgecolor=BIN, linewidth=1.2)
         (x, y), half = (box[:2] + box[2:]) / 2, 0.75 * np.max(box[2:] - box[:2])
         axis.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 
-def _largest_digits(scenes):
+def largest_digits(scenes):
     """Returns pairs (scene, proposal): proposals of large digits, each in a scene of its own."""
     labels, _ = targets(scenes)
     low, high = scenes.proposals[..., :2], scenes.proposals[..., 2:]

@@ -86,29 +86,8 @@ def _position_sensitive_head(features, proposals, pooling):
     return keras.ops.mean(scores, axis=(2, 3)), keras.ops.mean(deltas, axis=(2, 3))
 
 
-def moved_bins(model, inputs):
+def bins_of(model, inputs):
     """Returns `[batch, proposals, bins, bins, 4]`: where in the image the model's bins lie."""
-    proposals = keras.ops.convert_to_tensor(inputs["proposals"])
-    low, size = proposals[..., :2], proposals[..., 2:] - proposals[..., :2]
-    size = size[..., None, None, :]  # [batch, proposals, 1, 1, (x, y)]
-    steps = keras.ops.arange(BINS, dtype="float32") / BINS
-    steps = keras.ops.stack(keras.ops.meshgrid(steps, steps), axis=-1)  # [bins, bins, (x, y)]
-    start = low[..., None, None, :] + steps * size
-    start += _shift(model, inputs, proposals)[..., ::-1] * size
-    return keras.ops.convert_to_numpy(keras.ops.concatenate([start, start + size / BINS], axis=-1))
-
-
-def _shift(model, inputs, proposals):
-    """Returns `[batch, proposals, bins, bins, (y, x)]`, the bins' shifts in sizes of the box."""
     layer = model.get_layer("pooling")
-    if isinstance(layer, tfd.layers.DeformablePSRoIPooling):
-        offset = keras.Model(model.inputs, model.get_layer("offset").output)(inputs)
-        return layer.trans_std * offset
-    if isinstance(layer, tfd.layers.RoIAlign):
-        return keras.ops.zeros([*proposals.shape[:2], BINS, BINS, 2])
-    features = keras.Model(model.inputs, layer.input[0])(inputs)
-    pooled = tfd.layers.RoIAlign(BINS, spatial_scale=layer.spatial_scale)(features, proposals)
-    hidden = keras.ops.reshape(pooled, [*proposals.shape[:2], -1])
-    for dense in (*layer.hidden, layer.predictor):
-        hidden = dense(hidden)
-    return layer.gamma * keras.ops.reshape(hidden, [*proposals.shape[:2], BINS, BINS, 2])
+    bins = layer.sampling_boxes(*keras.Model(model.inputs, layer.input)(inputs))
+    return bins[..., 0, :] if isinstance(layer, tfd.layers.DeformablePSRoIPooling) else bins

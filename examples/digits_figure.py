@@ -1,19 +1,18 @@
 """The figure of the distorted digits: what the layers look at."""
 
-import itertools
-
 import keras
 import matplotlib
 import numpy as np
 from digits_data import DISTORTIONS, IMAGE_SIZE, distort
 from matplotlib import pyplot as plt
 
+from tf_deform import visualization
+
 matplotlib.use("Agg")
 
 COLUMNS = 8
 CLASSES = (4, 2, 7, 5)
-REGION, TAPS = "#56B4E9", "#E69F00"  # a blue and an orange that all eyes tell apart
-UNIT, BEYOND = "#FFFFFF", "#606060"
+BEYOND = "#606060"
 ROWS = (
     "Input, and the part\nthe transformer reads",
     "What the transformer\nmakes of it",
@@ -58,7 +57,7 @@ def draw(trained, digits, labels, seed, path):
     )
     figure.supxlabel(
         "Cross: a unit of the last convolution. Orange: where its 3 × 3 taps sample, larger where "
-        "they weigh more.",
+        "they weigh more. Thick: what becomes the upper edge.",
         fontsize=11,
     )
     figure.savefig(path, dpi=110)
@@ -67,37 +66,23 @@ def draw(trained, digits, labels, seed, path):
 
 def _draw_transformer(axes, model, images):
     layer = model.get_layer("spatial_transformer")
-    theta = np.reshape(layer.predict_parameters(images), [-1, 2, 3])
     outputs = np.asarray(layer(images))
-    corners = np.array([(-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1), (-1, -1, 1)])
-    region = ((corners @ theta.transpose(0, 2, 1) + 1) * IMAGE_SIZE - 1) / 2  # [images, 5, (x, y)]
     for column, image in enumerate(images):
-        _show(axes[0, column], image)
-        axes[0, column].plot(*region[column].T, color=REGION, linewidth=2)
-        # The edge that becomes the upper one
-        axes[0, column].plot(*region[column, :2].T, color=REGION, linewidth=5)
-        _show(axes[1, column], outputs[column])
+        visualization.plot_grid(image, layer, images[column : column + 1], ax=axes[0, column])
+        axes[1, column].imshow(outputs[column, ..., 0], cmap="gray", vmin=0, vmax=1)
 
 
 def _draw_taps(axes, model, images):
     layer = model.get_layer("deformable_convolution")
     features = keras.Model(model.input, layer.input)(images)
-    offset, modulation = (np.asarray(each) for each in layer.predict_offset(features))
-    size = features.shape[1]
-    taps = np.array(list(itertools.product([-1, 0, 1], repeat=2)))
+    offset, modulation = layer.predict_offset(features)
     for column, image in enumerate(images):
-        unit = _central_unit(image, size)
-        plain = unit + taps  # [taps, (y, x)], in pixels of the features
-        moved = plain + offset[column][tuple(unit)].reshape(-1, 2)
-        for axis, points, weights in (
-            (axes[0, column], plain, np.ones(9)),
-            (axes[1, column], moved, modulation[column][tuple(unit)]),
-        ):
-            _show(axis, image)
-            y, x = _to_image(points, size).T
-            axis.scatter(x, y, s=45 * weights, color=TAPS, edgecolor="black", lw=0.5)
-            y, x = _to_image(unit, size)
-            axis.plot(x, y, "+", color=UNIT, markersize=11, markeredgewidth=2)
+        one = slice(column, column + 1)
+        unit = _central_unit(image, features.shape[1])
+        plain = np.zeros_like(offset[one]), np.ones_like(modulation[one])
+        deformed = offset[one], modulation[one]
+        for axis, given in zip(axes[:, column], (plain, deformed), strict=True):
+            visualization.plot_taps(image, layer, (features[one], *given), pixel=unit, ax=axis)
 
 
 def _central_unit(image, size):
@@ -106,12 +91,3 @@ def _central_unit(image, size):
     rows, columns = image[..., 0].sum(axis=1), image[..., 0].sum(axis=0)
     centre = [np.average(pixels, weights=weights) for weights in (rows, columns)]
     return np.clip((np.array(centre) * size / IMAGE_SIZE).astype(int), 0, size - 1)
-
-
-def _to_image(points, size):
-    """Returns positions in a `size` x `size` map as pixels of the image."""
-    return (points + 0.5) * (IMAGE_SIZE / size) - 0.5
-
-
-def _show(axis, image):
-    axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")

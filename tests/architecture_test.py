@@ -31,6 +31,7 @@ SWITCH = {
 }
 TOOLS = {
     "OffsetMonitor": tfd.callbacks.OffsetMonitor,
+    **{name: getattr(tfd.visualization, name) for name in tfd.visualization.__all__},
     "deformable": tfd.deformable,
     "export_onnx": tfd.export_onnx,
     "export_saved_model": tfd.export_saved_model,
@@ -53,12 +54,14 @@ ops.validation ops.symbolic
 ops.gathering
 ops.sampling
 ops.bins ops.deformable_conv
+ops.regions
 ops.*
 ops
 layers.base
 layers.projections layers.regions
 layers.*
 layers addons
+visualization
 backbone callbacks convert export
 onnx_export building
 .
@@ -265,7 +268,12 @@ load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=N
 load_mmcv(layer, weights, prefix="")
 load_dcn(layer, weights, prefix="")
 read(path)
-OffsetMonitor(inputs, *, log_dir="logs")
+OffsetMonitor(inputs, *, log_dir="logs", pictures=0)
+plot_taps(image, layer, inputs=None, *, pixel, ax=None)
+plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None)
+plot_grid(image, layer, inputs=None, *, align_corners=False, ax=None)
+plot_attention(image, layer, inputs=None, *, query=0, weights=None, ax=None)
+plot_flow(image, flow, *, ax=None)
 """
 DOCUMENTED: dict = {}
 exec(
@@ -293,6 +301,17 @@ CALLS = {
     "SpatialTransformer": "(self, inputs, parameters=None)",
     "GridSample": "(self, inputs, grid)",
     "DenseImageWarp": "(self, inputs, flow)",
+}
+
+
+# The methods that say where a layer samples, which take what its call takes.
+SAMPLING = {
+    **dict.fromkeys(
+        ("DeformableConv1D", "DeformableConv2D", "DeformableConv3D"), "sampling_positions"
+    ),
+    **dict.fromkeys((name for name in LAYERS if "RoI" in name), "sampling_boxes"),
+    "MultiScaleDeformableAttention": "sampling_locations",
+    "SpatialTransformer": "sampling_grid",
 }
 
 
@@ -329,10 +348,17 @@ def test_layers_are_called_as_documented(name):
     assert str(inspect.signature(LAYERS[name].call)) == CALLS[name]
 
 
+@pytest.mark.parametrize("name", SAMPLING)
+def test_layers_say_where_they_sample_given_what_the_call_is(name):
+    method = getattr(LAYERS[name], SAMPLING[name])
+    assert inspect.signature(method) == inspect.signature(LAYERS[name].call)
+    assert inspect.getdoc(method).startswith("Returns ")
+
+
 def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
-    modules = {"addons", "callbacks", "convert", "layers", "ops"}
+    modules = {"addons", "callbacks", "convert", "layers", "ops", "visualization"}
     tools = {"deformable", "export_onnx", "export_saved_model"}
     assert set(tfd.__all__) == {*modules, *tools, *SWITCH}
 

@@ -166,6 +166,103 @@ def test_each_epoch_writes_scalars_of_tensorboard(rng, tmp_path):
         assert second == (1, np.float32(value), "scalars")
 
 
+def test_the_numbers_are_in_the_logs_for_all_that_read_them(rng, tmp_path):
+    model = keras.Sequential([keras.Input((9, 3)), LAYERS[1](2, 3, name="conv")])
+    inputs, targets = rng.normal(size=(2, 2, 9, 3)).astype("float32")
+    monitor = tfd.callbacks.OffsetMonitor(inputs, log_dir=None)
+    table = keras.callbacks.CSVLogger(str(tmp_path / "table.csv"))
+    stop = keras.callbacks.EarlyStopping("conv/dead_offsets", patience=2, mode="min")
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    callbacks = [monitor, table, stop]
+    history = model.fit(inputs, targets[:, :7, :2], epochs=9, callbacks=callbacks, verbose=0)
+    assert len(history.epoch) == 3  # they were all alive after the first
+    for name, value in monitor.statistics["conv"]._asdict().items():
+        assert len(history.history[f"conv/{name}"]) == 3
+        assert history.history[f"conv/{name}"][-1] == value
+    assert history.history["conv/offset_magnitude"][0] < history.history["conv/offset_magnitude"][2]
+    header = (tmp_path / "table.csv").read_text().splitlines()[0].split(",")
+    assert {"conv/offset_magnitude", "conv/out_of_bounds", "conv/dead_offsets"} <= set(header)
+
+
+def test_without_a_folder_nothing_is_written(rng, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = keras.Sequential([keras.Input((9, 3)), LAYERS[1](2, 3, name="conv")])
+    measured(model, rng.normal(size=(2, 9, 3)), None)
+    assert not list(tmp_path.iterdir())
+
+
+def pictures_in(folder):
+    """Returns {tag: [(step, strings, plugin)]} of what is no scalar in the only file of events."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    found = {}
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        event = tf.compat.v1.Event.FromString(record)
+        for value in event.summary.value:
+            plugin = value.metadata.plugin_data.plugin_name
+            if plugin != "scalars":
+                strings = tf.make_ndarray(value.tensor).tolist()
+                found.setdefault(value.tag, []).append((event.step, strings, plugin))
+    return found
+
+
+@pytest.mark.parametrize("data_format", ("channels_last", "channels_first"))
+def test_pictures_of_the_taps_are_written_for_tensorboard(data_format, rng, tmp_path, monkeypatch):
+    shape = (12, 10, 3)
+    inputs = keras.Input(shape)
+    features = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+    layer = LAYERS[2](3, 3, strides=2, modulated=True, data_format=data_format, name="conv")
+    if data_format == "channels_first":
+        features = keras.layers.Permute((3, 1, 2))(features)
+    model = keras.Model(inputs, layer(features))
+    randomize(model)
+    images = rng.uniform(size=(3, *shape)).astype("float32")
+    monitor = tfd.callbacks.OffsetMonitor(images, log_dir=tmp_path, pictures=2)
+    drawn = []
+    plot = tfd.visualization.plot_taps
+
+    def recorded(image, layer, given, *, pixel, ax):
+        drawn.append((image, layer, [np.array(each) for each in given], pixel))
+        return plot(image, layer, given, pixel=pixel, ax=ax)
+
+    monkeypatch.setattr(tfd.visualization, "plot_taps", recorded)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(images, np.zeros(model(images).shape), callbacks=[monitor], verbose=0)
+    ((tag, written),) = pictures_in(tmp_path / "offsets").items()
+    ((step, (width, height, *files), plugin),) = written
+    assert (tag, step, plugin) == ("conv/taps", 0, "images")
+    assert [tf.io.decode_png(each).shape[:2] for each in files] == 2 * [(int(height), int(width))]
+    assert files[0] != files[1]
+    features = keras.Model(inputs, layer.input)(images)
+    offset, modulation = layer.predict_offset(features)
+    assert len(drawn) == 2
+    for index, (image, drawn_layer, given, pixel) in enumerate(drawn):
+        assert drawn_layer is layer
+        np.testing.assert_array_equal(image, images[index])
+        for actual, expected in zip(given, (features, offset, modulation), strict=True):
+            np.testing.assert_allclose(actual, expected[index : index + 1], atol=1e-5)
+        assert pixel == [(1, 1), (1, 3), (3, 1), (3, 3)]
+
+
+def test_pictures_are_of_two_dimensional_layers_alone(rng, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((6, 5, 1)), keras.layers.Reshape((30, 1)), LAYERS[1](2, 3)]
+    )
+    images = rng.uniform(size=(2, 6, 5, 1)).astype("float32")
+    monitor = tfd.callbacks.OffsetMonitor(images, log_dir=tmp_path, pictures=1)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(images, np.zeros(model(images).shape), callbacks=[monitor], verbose=0)
+    assert not pictures_in(tmp_path / "offsets")
+
+
+def test_pictures_need_a_folder_and_images(tmp_path):
+    with pytest.raises(ValueError, match=r"log_dir must be given for pictures=1, received None"):
+        tfd.callbacks.OffsetMonitor(np.ones([2, 6, 5, 1]), log_dir=None, pictures=1)
+    with pytest.raises(ValueError, match=r"inputs must hold images \[batch"):
+        tfd.callbacks.OffsetMonitor({"a": np.ones([2, 6, 5, 4])}, pictures=1)
+    with pytest.raises(ValueError, match=r"pictures must be an int of at least 0"):
+        tfd.callbacks.OffsetMonitor(np.ones([2, 6, 5, 1]), pictures=-1)
+
+
 def test_statistics_follow_the_training(rng, tmp_path):
     model = keras.Sequential([keras.Input((9, 3)), LAYERS[1](2, 3, name="conv")])
     inputs, targets = rng.normal(size=(2, 2, 9, 3)).astype("float32")

@@ -170,7 +170,7 @@ def test_the_bins_drawn_are_those_pooled(example):
     layer.predictor.bias.assign(bias)
     images = np.zeros([2, 96, 128, 3], np.float32)
     proposals = np.float32([[[40, 30, 80, 60]], [[50, 20, 90, 60]]])
-    bins = models.moved_bins(model, {"images": images, "proposals": proposals})
+    bins = models.bins_of(model, {"images": images, "proposals": proposals})
 
     y, x = np.meshgrid(np.arange(24) * 4 + 2, np.arange(32) * 4 + 2, indexing="ij")
     positions = np.zeros([2, 24, 32, 64], np.float32)

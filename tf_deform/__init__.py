@@ -17,7 +17,7 @@ if keras.config.backend() != "tensorflow":
         f"{keras.config.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow"
     )
 
-from tf_deform import addons, callbacks, convert, layers, ops
+from tf_deform import addons, callbacks, convert, layers, ops, visualization
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 from tf_deform.export import export_saved_model
@@ -37,4 +37,5 @@ __all__ = [
     "ops",
     "set_implementation",
     "use_implementation",
+    "visualization",
 ]

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_deform import visualization
 from tf_deform.layers.deformable_conv import observed
-from tf_deform.ops.deformable_conv import explicit_padding
+from tf_deform.ops import validation
 
 
 class OffsetStatistics(NamedTuple):
@@ -22,7 +23,7 @@ class OffsetStatistics(NamedTuple):
 
 
 class OffsetMonitor(keras.callbacks.Callback):
-    """Logs to TensorBoard after each epoch what each deformable convolution's offsets do.
+    """Logs after each epoch what each deformable convolution's offsets do, also to TensorBoard.
 
     They are measured on the same inputs each time, in every `DeformableConv1D`, `2D` and `3D` of
     the model, however deep in it; for a layer that is called several times, over all its calls:
@@ -33,19 +34,27 @@ class OffsetMonitor(keras.callbacks.Callback):
     - dead_offsets: share of the offset's channels that are the same at every pixel of all inputs,
       zero or not. They are 1 before training.
 
+    They are in the `logs` of the epoch under "layer/offset_magnitude" and so on, where the history
+    has them and callbacks that come later in the list: CSVLogger, EarlyStopping.
+
     The first layer whose offsets are NaN or infinite is named in a RuntimeWarning, once.
 
     Args:
         inputs: a batch of what the model takes: an array, or a list or dict of arrays.
         log_dir: as of keras.callbacks.TensorBoard; the values are written to `offsets` in it, as
-            scalars "layer/offset_magnitude" and so on.
+            scalars of the same names. None: nothing is written.
+        pictures: how many of the inputs are drawn for TensorBoard after each epoch, for each
+            two-dimensional layer, as `tfd.visualization.plot_taps` does; needs matplotlib. They are
+            drawn on the first of the inputs that are images of one or three channels.
 
     Attributes:
         statistics: {name of the layer: (offset_magnitude, out_of_bounds, dead_offsets)}, of the
             start of the training or the last epoch. Where names repeat, a number is appended.
 
     Raises:
-        ValueError: the model calls no deformable convolution.
+        ValueError: the model calls no deformable convolution; pictures are wanted, but no log_dir
+            is given or no images.
+        ImportError: pictures are wanted, and matplotlib is missing.
 
     Example:
         >>> import tempfile
@@ -58,39 +67,55 @@ class OffsetMonitor(keras.callbacks.Callback):
         [0.0]
     """
 
-    def __init__(self, inputs, *, log_dir="logs"):
+    def __init__(self, inputs, *, log_dir="logs", pictures=0):
         super().__init__()
+        validation.at_least(0, pictures=pictures)
+        if pictures and log_dir is None:
+            raise ValueError(f"log_dir must be given for pictures={pictures}, received None")
         self.inputs = inputs
         self.log_dir = log_dir
+        self.pictures = pictures
         self.statistics = {}
+        self._images = _images_among(inputs) if pictures else []
+        self._drawn: dict = {}  # {name of a layer: the observation of its first call}
         self._writer: Any = None
         self._warned = False
 
     def on_train_begin(self, logs=None):
         self._measure("before training")  # so that inputs which do not fit are found now
-        self._writer = tf.summary.create_file_writer(os.path.join(self.log_dir, "offsets"))
+        if self.log_dir is not None:
+            self._writer = tf.summary.create_file_writer(os.path.join(self.log_dir, "offsets"))
 
     def on_epoch_end(self, epoch, logs=None):
         self._measure(f"after epoch {epoch + 1}")
-        # tf.summary.scalar needs TensorBoard, which TensorFlow no longer brings along.
-        scalar = tf.compat.v1.SummaryMetadata(
-            plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR"
-        )
+        scalars = {
+            f"{name}/{tag}": value
+            for name, statistics in self.statistics.items()
+            for tag, value in statistics._asdict().items()
+        }
+        if logs is not None:
+            logs.update(scalars)
+        if self._writer is None:
+            return
         with self._writer.as_default():
-            for name, statistics in self.statistics.items():
-                for tag, value in statistics._asdict().items():
-                    value = tf.constant(value, tf.float32)
-                    tf.summary.write(f"{name}/{tag}", value, step=epoch, metadata=scalar)
+            for tag, value in scalars.items():
+                _write(tag, tf.constant(value, tf.float32), epoch, "scalars", "DATA_CLASS_SCALAR")
+            for name, observation in self._drawn.items():
+                strings = _pictures(observation, self._images[: self.pictures])
+                _write(f"{name}/taps", strings, epoch, "images", "DATA_CLASS_BLOB_SEQUENCE")
         self._writer.flush()
 
     def on_train_end(self, logs=None):
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _measure(self, when):
         calls: dict = {}
 
-        def observer(layer, inputs, offset):
-            calls.setdefault(layer, []).append(_observe(layer, inputs, offset))
+        def observer(layer, inputs, offset, modulation):
+            observation = _observe(layer, inputs, offset, modulation)
+            calls.setdefault(layer, []).append(observation)
 
         with observed(observer):
             self.model(self.inputs, training=False)
@@ -99,7 +124,7 @@ class OffsetMonitor(keras.callbacks.Callback):
                 f"model must have a deformable convolution for OffsetMonitor, received "
                 f"{self.model.name!r}, which calls none"
             )
-        self.statistics = {}
+        self.statistics, self._drawn = {}, {}
         for layer, observations in calls.items():
             name, number = layer.name, 0
             while name in self.statistics:
@@ -116,41 +141,33 @@ class OffsetMonitor(keras.callbacks.Callback):
                     stacklevel=2,
                 )
             self.statistics[name] = _statistics(offset, observations)
+            first = observations[0]
+            drawable = layer.rank == 2 and len(first.outside) == len(self._images)
+            if drawable and first.outside.size:
+                self._drawn[name] = first
 
 
 class _Observation(NamedTuple):
+    layer: Any
+    arguments: tuple  # of the call: inputs, offset and modulation, or None
     offset: np.ndarray  # [pixels, deformable groups * taps, rank]
     outside: np.ndarray  # of all samples
     finite: bool  # whether the inputs are
 
 
-def _observe(layer, inputs, offset):
-    """Returns the observation of one call of a layer, with channels last."""
-    offset = np.asarray(offset)
-    flat = offset.reshape(-1, offset.shape[-1] // layer.rank, layer.rank)
+def _observe(layer, inputs, offset, modulation):
+    """Returns the observation of one call of a layer, which is given what the call is."""
+    if offset is None:
+        offset, modulation = layer.predict_offset(inputs)
+    positions = np.asarray(layer.sampling_positions(inputs, offset, modulation))
+    flat, space = np.asarray(offset), inputs.shape[1:-1]
+    if layer.data_format == "channels_first":
+        flat, space = np.moveaxis(flat, 1, -1), inputs.shape[2:]
+    flat = flat.reshape(-1, flat.shape[-1] // layer.rank, layer.rank)
+    # Beyond the outer edges of the edge pixels, as a NaN is
+    outside = ~np.all((positions >= -0.5) & (positions <= np.array(space) - 0.5), axis=-1)
     finite = bool(np.all(np.isfinite(np.asarray(inputs, np.float32))))
-    return _Observation(flat, _outside(layer, inputs.shape[1:-1], offset), finite)
-
-
-def _outside(layer, space, offset):
-    """Returns `[batch, *output, deformable groups, *kernel_size]`: which samples lie outside."""
-    batch, *output, _ = offset.shape
-    extents = [
-        (size - 1) * dilation + 1
-        for size, dilation in zip(layer.kernel_size, layer.dilation_rate, strict=True)
-    ]
-    pads = explicit_padding(layer.padding, list(space), extents, layer.strides)
-    shape = (batch, *output, layer.deformable_groups, *layer.kernel_size)
-    offset = offset.reshape(*shape, layer.rank)
-    outside = np.zeros(shape, bool)
-    for axis, size in enumerate(space):
-        pixels = np.arange(output[axis]) * layer.strides[axis] - pads[axis][0]
-        taps = np.arange(layer.kernel_size[axis]) * layer.dilation_rate[axis]
-        pixels = pixels.reshape(-1, *[1] * (2 * layer.rank - axis))
-        taps = taps.reshape(-1, *[1] * (layer.rank - axis - 1))
-        position = pixels + taps + offset[..., axis]
-        outside |= ~((position >= -0.5) & (position <= size - 0.5))  # as a NaN does
-    return outside
+    return _Observation(layer, (inputs, offset, modulation), flat, outside, finite)
 
 
 def _statistics(offset, observations):
@@ -162,3 +179,43 @@ def _statistics(offset, observations):
         out_of_bounds=sum(int(np.sum(each.outside)) for each in observations) / samples,
         dead_offsets=float(np.mean(np.min(offset, axis=0) == np.max(offset, axis=0))),
     )
+
+
+def _images_among(inputs):
+    """Returns the first of the inputs that are images of one or three channels."""
+    for each in tf.nest.flatten(inputs):
+        array = np.asarray(each)
+        if array.ndim == 4 and array.shape[-1] in (1, 3):
+            return array
+    raise ValueError(
+        "inputs must hold images [batch, height, width, 1 or 3] to draw pictures on, received none"
+    )
+
+
+def _pictures(observation, images):
+    """Returns the strings that TensorBoard takes for pictures: width, height and PNG files."""
+    height, width = observation.outside.shape[1:3]
+    pixels = sorted({(height * y // 4, width * x // 4) for y in (1, 3) for x in (1, 3)})
+    files = []
+    for index, image in enumerate(images):
+        one = tuple(
+            None if each is None else each[index : index + 1] for each in observation.arguments
+        )
+        given = one if one[2] is not None else one[:2]
+        files.append(
+            visualization.png_of(
+                lambda ax, image=image, given=given: visualization.plot_taps(
+                    image, observation.layer, given, pixel=pixels, ax=ax
+                )
+            )
+        )
+    size = str(visualization.PICTURE_SIZE)
+    return tf.constant([size, size, *files])
+
+
+def _write(tag, tensor, step, plugin, data_class):
+    # tf.summary.scalar and image need TensorBoard, which TensorFlow no longer brings along.
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data={"plugin_name": plugin}, data_class=data_class
+    )
+    tf.summary.write(tag, tensor, step=step, metadata=metadata)

@@ -31,6 +31,14 @@ class Layer(keras.layers.Layer):
             )
         return super().__call__(*args, **kwargs)
 
+    def _check_built(self):
+        """Raises ValueError unless the layer has the weights that it predicts with."""
+        if not self.built:
+            raise ValueError(
+                f"Layer {self.name!r} must be built before it can say where it samples: call it "
+                "first"
+            )
+
 
 def _of_unknown_rank(value):
     return tf.is_tensor(value) and value.shape.rank is None

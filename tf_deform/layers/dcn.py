@@ -1,12 +1,14 @@
 """Layers of depthwise deformable convolution with weights for every pixel: DCNv3 and DCNv4."""
 
+import math
+
 import keras
 import tensorflow as tf
 
 from tf_deform import ops
 from tf_deform.layers.projections import Projected
 from tf_deform.ops import validation
-from tf_deform.ops.dcn import kernel_taps, offset_mask_channels
+from tf_deform.ops.dcn import kernel_taps, offset_mask_channels, sampling_positions, split
 
 
 class DCN(Projected):
@@ -68,6 +70,29 @@ class DCN(Projected):
             for size, stride in zip(space, self.strides, strict=True)
         ]
         return (batch, *space, channels)
+
+    def predict_offset(self, inputs):
+        """Returns what the layer predicts for inputs: (offset, mask).
+
+        The offsets are those of `tfd.ops.dcnv3`, `[batch, *output, groups * taps * 2]` as (x, y) in
+        pixels before `offset_scale`; the mask is the taps' weights, `[batch, *output, groups *
+        taps]`. Both are float32 or wider.
+        """
+        self._check_built()
+        return self._offset_and_mask(self._inputs(inputs))
+
+    def sampling_positions(self, inputs, offset=None):
+        """Returns where the layer samples: `[batch, *output, groups, taps, 2]`.
+
+        They are pixels of the inputs, pixel centres at integers, as (y, x), in float32 or wider.
+        The taps run column by column, as published. An offset as of `predict_offset` is used
+        instead of the predicted one: zeros give the taps at rest.
+        """
+        self._check_built()
+        inputs = self._inputs(inputs)
+        if offset is None:
+            offset, _ = self._offset_and_mask(inputs)
+        return sampling_positions(inputs, offset, groups=self.groups, **self._geometry)
 
     def _inputs(self, inputs):
         return tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
@@ -192,13 +217,23 @@ class DCNv3(DCN):
 
     def call(self, inputs):
         inputs = self._inputs(inputs)
-        features = self._at_outputs(self.activation(self.dw_norm(self.dw_conv(inputs))))
+        features = self._predicting(inputs)
+        projected = self.input_proj(inputs)
+        outputs = ops.dcnv3(projected, *self._predicted(features), **self._geometry)
+        return self.output_proj(self._with_center(outputs, projected, features))
+
+    def _offset_and_mask(self, inputs):
+        return self._predicted(self._predicting(inputs))
+
+    def _predicting(self, inputs):
+        """Returns the features at the outputs that the layer predicts from."""
+        return self._at_outputs(self.activation(self.dw_norm(self.dw_conv(inputs))))
+
+    def _predicted(self, features):
         logits = self.mask(features)
         by_group = [*validation.sizes(logits)[:3], self.groups, self._taps]
         mask = tf.reshape(tf.nn.softmax(tf.reshape(logits, by_group)), validation.sizes(logits))
-        projected = self.input_proj(inputs)
-        outputs = ops.dcnv3(projected, self.offset(features), mask, **self._geometry)
-        return self.output_proj(self._with_center(outputs, projected, features))
+        return self.offset(features), mask
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -267,11 +302,19 @@ class DCNv4(DCN):
 
     def call(self, inputs):
         inputs = self._inputs(inputs)
-        features = inputs
-        if self.depthwise_kernel_size is not None:
-            features = self.offset_mask_dw(features)
-        offset_mask = self.offset_mask(self._at_outputs(features))
+        offset_mask = self._predicted(inputs)
         projected = self.value_proj(inputs) if self.pointwise else inputs
         outputs = ops.dcnv4(projected, offset_mask, groups=self.groups, **self._geometry)
         outputs = self._with_center(outputs, projected, outputs)
         return self.output_proj(outputs) if self.pointwise else outputs
+
+    def _offset_and_mask(self, inputs):
+        offset_mask = self._predicted(inputs)
+        *axes, _ = validation.sizes(offset_mask)
+        both = split(offset_mask, self.groups, self._taps)
+        return tuple(tf.reshape(each, [*axes, math.prod(each.shape[-2:])]) for each in both)
+
+    def _predicted(self, inputs):
+        if self.depthwise_kernel_size is not None:
+            inputs = self.offset_mask_dw(inputs)
+        return self.offset_mask(self._at_outputs(inputs))

@@ -95,23 +95,29 @@ class MultiScaleDeformableAttention(Projected):
         self.output_proj = self._projection(width, dim, "output_proj")
 
     def call(self, query, reference_points, values, padding_masks=None):
-        query = validation.shaped(
-            "query",
-            validation.floating("query", query),
-            [None, None, self.output_proj.units],
-            "[batch, queries, channels]",
-        )
-        query = tf.cast(query, self.compute_dtype)
-        values = self._projected(values, padding_masks)
-        batch, queries, _ = validation.sizes(query)
-        shape = [batch, queries, self.num_heads, self.num_levels * self.num_points]
-        weights = tf.nn.softmax(tf.reshape(self.attention_weights(query), shape))
+        query = self._query(query)
+        values, masks = self._maps(values, padding_masks)
         sums = ops.multi_scale_deformable_attention(
-            values,
+            self._projected(values, masks),
             self._locations(query, reference_points, values),
-            tf.reshape(weights, [*shape[:3], self.num_levels, self.num_points]),
+            self._weights(query),
         )
         return self.output_proj(sums)
+
+    def sampling_locations(self, query, reference_points, values, padding_masks=None):
+        """Returns where the layer samples: `[batch, queries, heads, levels, points, 2]`.
+
+        The locations are normalised (x, y), 0 and 1 being the edges of the maps, in float32 or
+        wider. The arguments are those of the call.
+        """
+        self._check_built()
+        values, _ = self._maps(values, padding_masks)
+        return self._locations(self._query(query), reference_points, values)
+
+    def sampling_weights(self, query):
+        """Returns how much each sample counts, `[batch, queries, heads, levels, points]`."""
+        self._check_built()
+        return self._weights(self._query(query))
 
     def compute_output_shape(
         self, query_shape, reference_points_shape, values_shape, padding_masks_shape=None
@@ -132,8 +138,23 @@ class MultiScaleDeformableAttention(Projected):
             offsets.append([(x * step, y * step) for step in steps] * self.num_levels)
         return tf.reshape(tf.constant(offsets, dtype), shape)
 
-    def _projected(self, values, masks):
-        """Returns the projected maps, 0 where their masks are False."""
+    def _query(self, query):
+        query = validation.shaped(
+            "query",
+            validation.floating("query", query),
+            [None, None, self.output_proj.units],
+            "[batch, queries, channels]",
+        )
+        return tf.cast(query, self.compute_dtype)
+
+    def _weights(self, query):
+        batch, queries, _ = validation.sizes(query)
+        shape = [batch, queries, self.num_heads, self.num_levels * self.num_points]
+        weights = tf.nn.softmax(tf.reshape(self.attention_weights(query), shape))
+        return tf.reshape(weights, [*shape[:3], self.num_levels, self.num_points])
+
+    def _maps(self, values, masks):
+        """Returns the feature maps, and their masks `[batch, height, width, 1]` or None."""
         values = validation.feature_maps("values", values)
         if len(values) != self.num_levels:
             raise ValueError(
@@ -142,20 +163,29 @@ class MultiScaleDeformableAttention(Projected):
             )
         values = [tf.cast(each, self.compute_dtype) for each in values]
         if masks is None:
-            return [self.value_proj(each) for each in values]
+            return values, None
         if not isinstance(masks, list | tuple) or len(masks) != len(values):
             raise ValueError(
                 f"padding_masks must be a list of {len(values)} masks, received "
                 + (str(len(masks)) if isinstance(masks, list | tuple) else type(masks).__name__)
             )
-        projected = []
-        for index, (value, mask) in enumerate(zip(values, masks, strict=True)):
-            mask = validation.shaped(
+        masks = [
+            validation.shaped(
                 f"padding_masks[{index}]",
                 tf.cast(mask, tf.bool),
                 validation.sizes(value)[:3],
                 f"[batch, height, width] as in values[{index}]",
             )[..., None]
+            for index, (value, mask) in enumerate(zip(values, masks, strict=True))
+        ]
+        return values, masks
+
+    def _projected(self, values, masks):
+        """Returns the projected maps, 0 where their masks are False."""
+        if masks is None:
+            return [self.value_proj(each) for each in values]
+        projected = []
+        for value, mask in zip(values, masks, strict=True):
             zero = tf.zeros([], value.dtype)
             # Selected before too: else NaN padding would reach the gradient of the projection.
             value = self.value_proj(tf.where(mask, value, zero))

@@ -15,6 +15,7 @@ from tf_deform.ops.deformable_conv import (
     holding,
     least_pixels,
     output_sizes,
+    sampling_positions,
 )
 
 
@@ -192,31 +193,28 @@ class DeformableConv(Layer):
         return self._from_channels_last(offset), modulation
 
     def call(self, inputs, offset=None, modulation=None):
-        inputs = self._inputs(inputs)
-        if offset is None:
-            if modulation is not None:
-                raise ValueError("modulation must come with an offset, received offset=None")
-            offset, modulation = self._predict(inputs)
-        else:
-            if self.modulated and modulation is None:
-                raise ValueError("modulation must be given beside the offset of a modulated layer")
-            offset = self._given("offset", offset, self._offsets)
-            if modulation is not None:
-                modulation = self._given("modulation", modulation, self._masks)
         for observer in _observers:
-            observer(self, inputs, offset)
-        outputs = ops.deformable_conv(
-            inputs,
-            tf.convert_to_tensor(self.kernel),
-            offset,
-            modulation,
-            strides=self.strides,
-            padding=self.padding,
-            dilation_rate=self.dilation_rate,
-        )
+            observer(self, inputs, offset, modulation)
+        inputs = self._inputs(inputs)
+        offset, modulation = self._deformation(inputs, offset, modulation)
+        kernel = tf.convert_to_tensor(self.kernel)
+        outputs = ops.deformable_conv(inputs, kernel, offset, modulation, **self._geometry)
         if self.bias is not None:
             outputs += tf.cast(self.bias, outputs.dtype)
         return self.activation(self._from_channels_last(outputs))
+
+    def sampling_positions(self, inputs, offset=None, modulation=None):
+        """Returns where the layer samples: `[batch, *output, deformable_groups, taps, rank]`.
+
+        They are pixels of the inputs, pixel centres at integers, in array order (y, x), in float32
+        or wider. The taps run row by row. The arguments are those of the call and follow
+        `data_format`; the positions do not.
+        """
+        self._check_built()
+        inputs = self._inputs(inputs)
+        offset, _ = self._deformation(inputs, offset, modulation)
+        kernel = tf.convert_to_tensor(self.kernel)
+        return sampling_positions(inputs, kernel, offset, **self._geometry)
 
     def compute_output_shape(self, inputs_shape, offset_shape=None, modulation_shape=None):
         batch, *rest = inputs_shape
@@ -280,6 +278,14 @@ class DeformableConv(Layer):
         sizes = zip(self.kernel_size, self.dilation_rate, strict=True)
         return [(size - 1) * dilation + 1 for size, dilation in sizes]
 
+    @property
+    def _geometry(self):
+        return {
+            "strides": self.strides,
+            "padding": self.padding,
+            "dilation_rate": self.dilation_rate,
+        }
+
     def _explicit_padding(self, space):
         return explicit_padding(self.padding, space, self._extents, self.strides)
 
@@ -287,6 +293,22 @@ class DeformableConv(Layer):
         inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
         least = least_pixels(self.padding, self._extents)
         return holding(self._to_channels_last(inputs), least)
+
+    def _deformation(self, inputs, offset, modulation):
+        """Returns offset and modulation, or None, channels-last: those given or else predicted.
+
+        inputs: channels-last. What is given follows `data_format`.
+        """
+        if offset is None:
+            if modulation is not None:
+                raise ValueError("modulation must come with an offset, received offset=None")
+            return self._predict(inputs)
+        if self.modulated and modulation is None:
+            raise ValueError("modulation must be given beside the offset of a modulated layer")
+        offset = self._given("offset", offset, self._offsets)
+        if modulation is not None:
+            modulation = self._given("modulation", modulation, self._masks)
+        return offset, modulation
 
     def _given(self, name, tensor, channels):
         """Returns an offset or modulation channels-last; its other sizes are checked later."""
@@ -400,7 +422,7 @@ class DeformableConv3D(DeformableConv):
 def observed(observer):
     """Returns a context manager in which each call of a layer calls `observer` as well.
 
-    The observer is given the layer, and its inputs and offsets, both channels-last.
+    The observer is given the layer, and its inputs, offset and modulation as the call is.
     """
     _observers.append(observer)
     try:

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
+from tf_deform.ops.regions import boxes_of
 
 _FEATURES, _BOXES = "[batch, height, width, channels]", "[batch, rois, 4]"
 _BOX_FORMATS = (
@@ -19,6 +20,8 @@ class RoIPooling(Layer):
     A relative box format is relative to the input image: the features' size over `spatial_scale`.
     There is no gradient to the boxes.
     """
+
+    spatial_scale: float
 
     def __init__(self, output_size, *, bounding_box_format="xyxy", **kwargs):
         # Without autocast boxes stay float32; the features are cast in `call`.
@@ -39,7 +42,8 @@ class RoIPooling(Layer):
         boxes = validation.floating("boxes", boxes)
         batch, height, width, _ = validation.sizes(features)
         boxes = validation.shaped("boxes", boxes, [batch, None, 4], _BOXES)
-        boxes = tf.cast(boxes, tf.float64 if boxes.dtype == tf.float64 else tf.float32)
+        wide = tf.float64 in (features.dtype, boxes.dtype)
+        boxes = tf.stop_gradient(tf.cast(boxes, tf.float64 if wide else tf.float32))
         name = self.bounding_box_format
         if name.startswith("rel_"):  # done here: Keras 3.7 gets rel_center_xywh wrong
             name = name.removeprefix("rel_")
@@ -52,6 +56,31 @@ class RoIPooling(Layer):
         rois = validation.sizes(boxes)[1]
         image = tf.repeat(tf.range(batch), rois)
         return tf.reshape(boxes, [batch * rois, 4]), image, (batch, rois)
+
+    def sampling_boxes(self, features, boxes):
+        """Returns the bins in which the layer samples: boxes `[batch, rois, *output_size, 4]`.
+
+        They are (x_min, y_min, x_max, y_max) in input-image pixels whatever `bounding_box_format`,
+        in float32 or wider. The pixel p of the features lies at `(p + 0.5) / spatial_scale`; with
+        `aligned=False` that puts the bins half a pixel of the features beside the boxes. The
+        arguments are those of the call.
+        """
+        _, boxes, _, shape = self._arguments(features, boxes)
+        bins, scale = self._bins(boxes)
+        return self._sampled(bins, scale, shape)[..., 0, :]
+
+    def _arguments(self, features, boxes):
+        """Returns the features in the compute dtype, and what `_flat_boxes` does."""
+        features = self._features(features)
+        return features, *self._flat_boxes(features, boxes, self.spatial_scale)
+
+    def _bins(self, boxes):
+        """Returns the bins of flat boxes, and the scale of the features that they are in."""
+        raise NotImplementedError
+
+    def _sampled(self, bins, spatial_scale, batch_and_rois):
+        """Returns bins as boxes in the image, `[batch, rois, *output_size, groups, 4]`."""
+        return self._unflat(boxes_of(bins, spatial_scale), batch_and_rois)
 
     def _unflat(self, pooled, batch_and_rois):
         return tf.reshape(pooled, [*batch_and_rois, *validation.sizes(pooled)[1:]])

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tf_deform import ops
 from tf_deform.layers.regions import RoIPooling
 from tf_deform.ops import validation
+from tf_deform.ops.regions import bins_at_rest, levels_of, moved_bins, moved_bins_of_classes
 from tf_deform.ops.roi_pooling import checked_scales
 
 _OFFSET = "[batch, rois, *output_size, 2]"
@@ -57,8 +58,7 @@ class RoIAlign(RoIPooling):
         return [*super()._options, "spatial_scale", "sampling_ratio", "aligned"]
 
     def call(self, features, boxes):
-        features = self._features(features)
-        boxes, image, shape = self._flat_boxes(features, boxes, self.spatial_scale)
+        features, boxes, image, shape = self._arguments(features, boxes)
         pooled = ops.roi_align(
             features,
             boxes,
@@ -69,6 +69,10 @@ class RoIAlign(RoIPooling):
             aligned=self.aligned,
         )
         return self._unflat(pooled, shape)
+
+    def _bins(self, boxes):
+        bins = bins_at_rest(boxes, self.output_size, self.spatial_scale, self.aligned)
+        return bins, self.spatial_scale
 
     def compute_output_shape(self, features_shape, boxes_shape):
         return self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
@@ -128,11 +132,7 @@ class MultiScaleRoIAlign(RoIPooling):
         return [*super()._options, *own]
 
     def call(self, features, boxes):
-        features = [
-            self._features(level, f"features[{index}]")
-            for index, level in enumerate(validation.listed("features", features))
-        ]
-        boxes, image, shape = self._flat_boxes(features[0], boxes, self.scales[0])
+        features, boxes, image, shape = self._arguments(features, boxes)
         pooled = ops.multi_scale_roi_align(
             features,
             boxes,
@@ -145,6 +145,17 @@ class MultiScaleRoIAlign(RoIPooling):
             canonical_level=self.canonical_level,
         )
         return self._unflat(pooled, shape)
+
+    def _arguments(self, features, boxes):
+        features = [
+            self._features(level, f"features[{index}]")
+            for index, level in enumerate(validation.listed("features", features))
+        ]
+        return features, *self._flat_boxes(features[0], boxes, self.scales[0])
+
+    def _bins(self, boxes):
+        _, scale = levels_of(boxes, self.scales, self.canonical_size, self.canonical_level)
+        return bins_at_rest(boxes, self.output_size, scale, self.aligned), scale
 
     def compute_output_shape(self, features_shape, boxes_shape):
         if not all(isinstance(each, list | tuple) for each in features_shape):
@@ -200,8 +211,7 @@ class PSRoIAlign(RoIPooling):
             )
 
     def call(self, features, boxes):
-        features = self._features(features)
-        boxes, image, shape = self._flat_boxes(features, boxes, self.spatial_scale)
+        features, boxes, image, shape = self._arguments(features, boxes)
         pooled = ops.ps_roi_align(
             features,
             boxes,
@@ -211,6 +221,9 @@ class PSRoIAlign(RoIPooling):
             sampling_ratio=self.sampling_ratio,
         )
         return self._unflat(pooled, shape)
+
+    def _bins(self, boxes):
+        return bins_at_rest(boxes, self.output_size, self.spatial_scale), self.spatial_scale
 
     def compute_output_shape(self, features_shape, boxes_shape):
         return self._pooled_shape(features_shape, boxes_shape, self.output_channels)
@@ -299,26 +312,8 @@ class DeformableRoIPooling(RoIPooling):
                 shape = dense.compute_output_shape(shape)
 
     def call(self, features, boxes, offset=None):
-        features = self._features(features)
-        boxes, image, shape = self._flat_boxes(features, boxes, self.spatial_scale)
-        options = {"spatial_scale": self.spatial_scale, "sampling_ratio": self.sampling_ratio}
-        mask = None
-        if offset is None:
-            if not self.predicts:
-                raise ValueError(
-                    f"Layer {self.name!r} was built with an offset and has no predictor: call it "
-                    "with an offset"
-                )
-            pooled = ops.roi_align(features, boxes, image, self.output_size, **options)
-            offset, mask = self._predict(pooled)
-        else:
-            offset = validation.shaped(
-                "offset",
-                validation.floating("offset", offset),
-                [*shape, *self.output_size, 2],
-                _OFFSET,
-            )
-            offset = tf.reshape(offset, [math.prod(shape), *self.output_size, 2])
+        features, boxes, image, shape = self._arguments(features, boxes)
+        offset, mask = self._deformation(features, boxes, image, shape, offset)
         pooled = ops.deformable_roi_pool(
             features,
             boxes,
@@ -326,10 +321,48 @@ class DeformableRoIPooling(RoIPooling):
             offset,
             self.output_size,
             mask=mask,
+            spatial_scale=self.spatial_scale,
+            sampling_ratio=self.sampling_ratio,
             gamma=self.gamma,
-            **options,
         )
         return self._unflat(pooled, shape)
+
+    def sampling_boxes(self, features, boxes, offset=None):
+        """Returns the bins in which the layer samples, moved: `[batch, rois, *output_size, 4]`.
+
+        As in `RoIAlign.sampling_boxes`. The arguments are those of the call: an offset of zeros
+        leaves the bins in place.
+        """
+        self._check_built()
+        features, boxes, image, shape = self._arguments(features, boxes)
+        offset, _ = self._deformation(features, boxes, image, shape, offset)
+        bins = moved_bins(boxes, offset, self.output_size, self.spatial_scale, self.gamma)
+        return self._sampled(bins, self.spatial_scale, shape)[..., 0, :]
+
+    def _deformation(self, features, boxes, image, shape, offset):
+        """Returns offset `[rois, *output_size, 2]` and mask, or None: given or else predicted."""
+        if offset is not None:
+            offset = validation.shaped(
+                "offset",
+                validation.floating("offset", offset),
+                [*shape, *self.output_size, 2],
+                _OFFSET,
+            )
+            return tf.reshape(offset, [math.prod(shape), *self.output_size, 2]), None
+        if not self.predicts:
+            raise ValueError(
+                f"Layer {self.name!r} was built with an offset and has no predictor: call it "
+                "with an offset"
+            )
+        pooled = ops.roi_align(
+            features,
+            boxes,
+            image,
+            self.output_size,
+            spatial_scale=self.spatial_scale,
+            sampling_ratio=self.sampling_ratio,
+        )
+        return self._predict(pooled)
 
     def _predict(self, pooled):
         rois, height, width, channels = validation.sizes(pooled)
@@ -410,21 +443,12 @@ class DeformablePSRoIPooling(RoIPooling):
         return [*super()._options, *own, "spatial_scale"]
 
     def call(self, features, boxes, offset=None):
-        features = self._features(features)
-        boxes, image, shape = self._flat_boxes(features, boxes, self.spatial_scale)
-        if offset is not None:
-            offset = validation.shaped(
-                "offset",
-                validation.floating("offset", offset),
-                [*shape, self.part_size, self.part_size, None],
-                _PART_OFFSET,
-            )
-            offset = tf.reshape(offset, [math.prod(shape), *validation.sizes(offset)[2:]])
+        features, boxes, image, shape = self._arguments(features, boxes)
         pooled = ops.deformable_ps_roi_pool(
             features,
             boxes,
             image,
-            offset,
+            self._flat_offset(offset, shape),
             self.output_size,
             output_channels=self.output_channels,
             group_size=self.group_size,
@@ -434,6 +458,35 @@ class DeformablePSRoIPooling(RoIPooling):
             spatial_scale=self.spatial_scale,
         )
         return self._unflat(pooled, shape)
+
+    def sampling_boxes(self, features, boxes, offset=None):
+        """Returns the bins in which the layer samples: `[batch, rois, *output_size, classes, 4]`.
+
+        As in `RoIAlign.sampling_boxes`, of boxes that are rounded to whole pixels. The arguments
+        are those of the call; without an offset there is one class, whose bins are in place.
+        """
+        _, boxes, _, shape = self._arguments(features, boxes)
+        bins, _ = moved_bins_of_classes(
+            boxes,
+            self._flat_offset(offset, shape),
+            self.output_size,
+            output_channels=self.output_channels,
+            part_size=self.part_size,
+            trans_std=self.trans_std,
+            spatial_scale=self.spatial_scale,
+        )
+        return self._sampled(bins, self.spatial_scale, shape)
+
+    def _flat_offset(self, offset, shape):
+        if offset is None:
+            return None
+        offset = validation.shaped(
+            "offset",
+            validation.floating("offset", offset),
+            [*shape, self.part_size, self.part_size, None],
+            _PART_OFFSET,
+        )
+        return tf.reshape(offset, [math.prod(shape), *validation.sizes(offset)[2:]])
 
     def compute_output_shape(self, features_shape, boxes_shape, offset_shape=None):
         shape = self._pooled_shape(features_shape, boxes_shape, self.output_channels)

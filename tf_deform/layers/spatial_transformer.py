@@ -199,8 +199,29 @@ class SpatialTransformer(_Sampler):
         features = tf.reshape(features, [batch, math.prod(features.shape[1:])])
         return self.predictor(features)
 
+    def sampling_grid(self, inputs, parameters=None):
+        """Returns where the layer samples: the normalised grid `[batch, *output_size, rank]`.
+
+        The positions are (x, y[, z]), -1 and 1 being the inputs' edges (see `align_corners`), in
+        float32 or wider. The arguments are those of the call.
+        """
+        if parameters is None:
+            self._check_built()
+        inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
+        return grids.stacked(self._grid_for(inputs, parameters))
+
     def call(self, inputs, parameters=None):
         inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
+        return grids.sample_at(
+            inputs,
+            self._grid_for(inputs, parameters),
+            self.interpolation,
+            self.padding_mode,
+            self.align_corners,
+        )
+
+    def _grid_for(self, inputs, parameters):
+        """Returns the sampling grid, a tensor or the list of its axes; None: predicted ones."""
         if parameters is None:
             parameters = self.predict_parameters(inputs)
         batch, *space, _ = validation.sizes(inputs)
@@ -212,10 +233,7 @@ class SpatialTransformer(_Sampler):
         if parameters.dtype != tf.float64:
             parameters = tf.cast(parameters, tf.float32)
         size = space if self.output_size is None else self.output_size
-        grid = self._grid(parameters, len(space), size)
-        return grids.sample_at(
-            inputs, grid, self.interpolation, self.padding_mode, self.align_corners
-        )
+        return self._grid(parameters, len(space), size)
 
     def compute_output_shape(self, inputs_shape, parameters_shape=None):
         if parameters_shape is not None:

@@ -61,22 +61,21 @@ def points_in(bins, places):
     return [tf.ensure_shape(tf.broadcast_to(axis, shape), static) for axis in axes]
 
 
-def mean_in_bins(table, index, start, size, output_size, sampling_ratio, shift=None):
+def mean_in_bins(table, index, bins, shape, sampling_ratio):
     """Returns `[rois, *output_size, channels]`: the mean of samples in each bin.
 
     index: `[rois]`, the image that each region reads, or `[rois, bins]`, that each bin reads.
-    shift: for each axis how far the bins are moved; see `shift_of`.
+    bins: as from `bins_of`. shape: `[rois, *output_size]`.
     """
     validation.at_least(0, sampling_ratio=sampling_ratio)
-    bins = bins_of(start, size, output_size, shift)
     if sampling_ratio:
         steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
-        points = points_in(bins, places_of(steps, size.dtype))
+        points = points_in(bins, places_of(steps, bins[0][0].dtype))
         pooled = _sum_in_bins(table, points, index, rule="roi")
         pooled /= sampling_ratio**2
     else:
         pooled = _adaptive_mean(table, bins, index)
-    return tf.reshape(pooled, [validation.sizes(start)[0], *output_size, table.channels])
+    return tf.reshape(pooled, [*shape, table.channels])
 
 
 def _adaptive_mean(table, bins, index):

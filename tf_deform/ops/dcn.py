@@ -83,6 +83,31 @@ def dcnv3(
     return geometry.weighted_taps(offset, mask, offset_scale)
 
 
+def sampling_positions(
+    inputs,
+    offset,
+    kernel_size,
+    *,
+    groups,
+    strides=1,
+    padding="valid",
+    dilation_rate=1,
+    offset_scale=1.0,
+    remove_center=False,
+):
+    """Returns `[batch, *output, groups, taps, 2]`: where `dcnv3` samples, which takes the same.
+
+    The positions are in input pixels as (y, x), in float32 or wider.
+    """
+    geometry = _Geometry(inputs, kernel_size, strides, padding, dilation_rate, remove_center)
+    taps = len(geometry.taps)
+    geometry.checked_groups(groups, "groups")
+    offset = geometry.checked("offset", offset, groups * taps * 2, "groups * taps * 2")
+    offset = tf.reshape(offset, [*geometry.rows_and_queries, groups, taps, 2])
+    points = geometry.points(offset, offset_scale)
+    return tf.reshape(points, [geometry.batch, *geometry.output, groups, taps, 2])
+
+
 @operator
 def dcnv4(
     inputs,
@@ -136,9 +161,19 @@ def dcnv4(
         "offset_mask", offset_mask, channels, "groups * taps * 3 rounded up to a multiple of 8"
     )
     shape = [*geometry.rows_and_queries, groups, taps]
-    used = tf.reshape(offset_mask[..., : groups * taps * 3], [*shape[:3], taps * 3])
-    offset, mask = tf.reshape(used[..., : taps * 2], [*shape, 2]), used[..., taps * 2 :]
+    offset, mask = split(offset_mask, groups, taps)
+    offset, mask = tf.reshape(offset, [*shape, 2]), tf.reshape(mask, shape)
     return geometry.weighted_taps(offset, mask, offset_scale)
+
+
+def split(offset_mask, groups, taps):
+    """Returns offsets `[*axes, groups, taps * 2]` and weights `[*axes, groups, taps]` of DCNv4.
+
+    offset_mask: `[*axes, channels]`; see `dcnv4`.
+    """
+    *axes, _ = validation.sizes(offset_mask)
+    used = tf.reshape(offset_mask[..., : groups * taps * 3], [*axes, groups, taps * 3])
+    return used[..., : taps * 2], used[..., taps * 2 :]
 
 
 def kernel_taps(kernel_size, remove_center):
@@ -207,14 +242,21 @@ class _Geometry:
 
         offset: `[batch, pixels, groups, taps, 2]` as (x, y). mask: `[batch, pixels, groups, taps]`.
         """
+        points = self.points(offset, scale)
+        sums = sample_table(Table.of(self.inputs, mask.shape[2]), points, mask)
+        sums = tf.reshape(sums, [self.batch, *self.output, self.channels])
+        return tf.cast(sums, self.inputs.dtype)
+
+    def points(self, offset, scale):
+        """Returns `[batch, pixels, groups, taps, 2]` as (y, x): where the moved taps lie.
+
+        offset: `[batch, pixels, groups, taps, 2]` as (x, y).
+        """
         scale = validation.number("offset_scale", scale, above=0)
         wide = tf.float64 if tf.float64 in (self.inputs.dtype, offset.dtype) else tf.float32
         offset = tf.cast(offset, wide) * scale
         y, x = (self._at_rest(axis, scale, wide) for axis in (0, 1))
-        points = tf.stack([y + offset[..., 1], x + offset[..., 0]], axis=-1)
-        sums = sample_table(Table.of(self.inputs, mask.shape[2]), points, mask)
-        sums = tf.reshape(sums, [self.batch, *self.output, self.channels])
-        return tf.cast(sums, self.inputs.dtype)
+        return tf.stack([y + offset[..., 1], x + offset[..., 0]], axis=-1)
 
     def _at_rest(self, axis, scale, dtype):
         """Returns `[pixels, 1, taps]`: where the taps lie along an axis before they are moved."""

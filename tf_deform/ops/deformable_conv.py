@@ -51,29 +51,15 @@ def deformable_conv(
         >>> deformable_conv(inputs, kernel, 0.5 * tf.ones([1, 3, 3, 2]))[0, 0, 0].numpy().item()
         2.0
     """
-    inputs = validation.floating("inputs", inputs)
-    kernel = validation.floating("kernel", kernel)
-    offset = validation.floating("offset", offset)
-    rank = (inputs.shape.rank or 0) - 2
-    if rank not in (1, 2, 3):
-        raise ValueError(
-            f"inputs must have shape [batch, 1 to 3 axes, channels], received {inputs.shape}"
-        )
-    geometry = Geometry(inputs, kernel, strides, padding, dilation_rate)
-    inputs = holding(inputs, geometry.least)
-    deformable_groups = _deformable_groups(offset, geometry)
-    batch = validation.sizes(inputs)[0]
-    offset = validation.shaped(
-        "offset",
-        offset,
-        [batch, *geometry.output, None],
-        "[batch, *output, deformable groups * taps * rank]",
+    geometry, inputs, kernel, offset = _checked(
+        inputs, kernel, offset, strides, padding, dilation_rate
     )
+    deformable_groups = _deformable_groups(offset, geometry)
     if mask is not None:
         mask = validation.shaped(
             "mask",
             validation.floating("mask", mask),
-            [batch, *geometry.output, deformable_groups * geometry.taps],
+            [validation.sizes(inputs)[0], *geometry.output, deformable_groups * geometry.taps],
             "[batch, *output, deformable groups * taps]",
         )
     if onnx_ops.wanted() and geometry.rank == 2:
@@ -89,6 +75,41 @@ def deformable_conv(
             dilations=geometry.dilation,
         )
     return _convolve(geometry, deformable_groups, inputs, kernel, offset, mask)
+
+
+def sampling_positions(inputs, kernel, offset, *, strides=1, padding="valid", dilation_rate=1):
+    """Returns `[batch, *output, deformable groups, taps, rank]`: where `deformable_conv` samples.
+
+    It takes what that takes. The positions are in input pixels, in float32 or wider.
+    """
+    geometry, inputs, _, offset = _checked(inputs, kernel, offset, strides, padding, dilation_rate)
+    groups = _deformable_groups(offset, geometry)
+    positions = tf.transpose(geometry.positions(inputs, offset, groups), [0, 1, 3, 2, 4])
+    batch = validation.sizes(inputs)[0]
+    shape = [batch, *geometry.output, groups, geometry.taps, geometry.rank]
+    return tf.reshape(positions, shape)
+
+
+def _checked(inputs, kernel, offset, strides, padding, dilation_rate):
+    """Returns the geometry, and inputs, kernel and offset as tensors that fit it."""
+    inputs = validation.floating("inputs", inputs)
+    kernel = validation.floating("kernel", kernel)
+    offset = validation.floating("offset", offset)
+    rank = (inputs.shape.rank or 0) - 2
+    if rank not in (1, 2, 3):
+        raise ValueError(
+            f"inputs must have shape [batch, 1 to 3 axes, channels], received {inputs.shape}"
+        )
+    geometry = Geometry(inputs, kernel, strides, padding, dilation_rate)
+    inputs = holding(inputs, geometry.least)
+    _deformable_groups(offset, geometry)  # raises if there are none
+    offset = validation.shaped(
+        "offset",
+        offset,
+        [validation.sizes(inputs)[0], *geometry.output, None],
+        "[batch, *output, deformable groups * taps * rank]",
+    )
+    return geometry, inputs, kernel, offset
 
 
 @compiled.portable("DeformableConv")
@@ -162,6 +183,13 @@ class Geometry:
         positions = tf.stack(grids, axis=-1)
         pixels = math.prod(self.output)
         return tf.cast(tf.reshape(positions, [pixels, self.taps, self.rank]), dtype)
+
+    def positions(self, inputs, offset, groups):
+        """Returns `[batch, output pixels, taps, deformable groups, rank]`: where taps are moved."""
+        wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
+        at_rest = self.tap_positions(wide)[:, :, None]  # [pixels, taps, 1, rank]
+        shape = [validation.sizes(inputs)[0], math.prod(self.output), groups, self.taps, self.rank]
+        return at_rest + tf.transpose(tf.reshape(tf.cast(offset, wide), shape), [0, 1, 3, 2, 4])
 
 
 def explicit_padding(padding, space, extents, strides):
@@ -266,10 +294,7 @@ def _columns(geometry, groups, inputs, offset, mask):
     batch = validation.sizes(inputs)[0]
     pixels = math.prod(geometry.output)
     taps = geometry.taps
-    wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
-    positions = geometry.tap_positions(wide)[:, :, None]  # [pixels, taps, 1, rank]
-    offset = tf.reshape(tf.cast(offset, wide), [batch, pixels, groups, taps, geometry.rank])
-    points = positions + tf.transpose(offset, [0, 1, 3, 2, 4])
+    points = geometry.positions(inputs, offset, groups)
     points = tf.reshape(points, [batch, pixels * taps, groups, 1, geometry.rank])
     if mask is not None:
         mask = tf.transpose(tf.reshape(mask, [batch, pixels, groups, taps]), [0, 1, 3, 2])

@@ -38,7 +38,7 @@ def affine_grid(theta, output_size, *, align_corners=False):
         >>> affine_grid(theta, (1, 2)).numpy().tolist()
         [[[[-0.5, 0.0], [0.5, 0.0]]]]
     """
-    return _stacked(affine(theta, output_size, align_corners))
+    return stacked(affine(theta, output_size, align_corners))
 
 
 @operator
@@ -64,7 +64,7 @@ def projective_grid(theta, output_size, *, align_corners=False):
         >>> projective_grid(2.0 * tf.eye(3)[None], (1, 2)).numpy().tolist()  # scale cancels
         [[[[-0.5, 0.0], [0.5, 0.0]]]]
     """
-    return _stacked(projective(theta, output_size, align_corners))
+    return stacked(projective(theta, output_size, align_corners))
 
 
 @operator
@@ -96,7 +96,7 @@ def thin_plate_spline_grid(
         >>> thin_plate_spline_grid(tf.zeros([1, 16, 2]), (1, 2)).numpy().tolist()
         [[[[-0.5, 0.0], [0.5, 0.0]]]]
     """
-    return _stacked(thin_plate_spline(displacements, output_size, control_points, align_corners))
+    return stacked(thin_plate_spline(displacements, output_size, control_points, align_corners))
 
 
 @operator
@@ -144,7 +144,8 @@ def grid_sample(
 # [batch, *output_size], whichever takes less time: TensorFlow interleaves axes slowly.
 
 
-def _stacked(grid):
+def stacked(grid):
+    """Returns a grid as a tensor."""
     return grid if tf.is_tensor(grid) else tf.stack(grid, axis=-1)
 
 
@@ -165,12 +166,12 @@ def sample_at(inputs, grid, interpolation, padding_mode, align_corners):
         "inputs", inputs, [batch, *[None] * (rank + 1)], f"[batch, {rank} axes, channels]"
     )
     if onnx_ops.wanted() and (rank == 2 or (rank == 3 and interpolation != "bicubic")):
-        grid = _stacked(grid)
+        grid = stacked(grid)
         return onnx_ops.grid_sample(inputs, grid, interpolation, padding_mode, align_corners)
     _, *space, channels = validation.sizes(inputs)
     units = "centers" if align_corners else "edges"
     if (interpolation, padding_mode) == ("bilinear", "zeros") and compiled.chosen():
-        points = tf.reshape(_stacked(grid), [batch, math.prod(output_size), 1, 1, rank])
+        points = tf.reshape(stacked(grid), [batch, math.prod(output_size), 1, 1, rank])
         out = compiled.weighted_sample(inputs, points, units=units)
         return tf.cast(tf.reshape(out, [batch, *output_size, channels]), inputs.dtype)
     dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32

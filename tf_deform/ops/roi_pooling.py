@@ -11,13 +11,13 @@ import tensorflow as tf
 
 from tf_deform import onnx_ops
 from tf_deform.ops import validation
-from tf_deform.ops.bins import (
-    bins_of,
-    mean_in_bins,
-    mean_of_valid,
-    places_of,
-    points_in,
-    shift_of,
+from tf_deform.ops.bins import mean_in_bins, mean_of_valid, places_of, points_in
+from tf_deform.ops.regions import (
+    bins_at_rest,
+    cells_of,
+    levels_of,
+    moved_bins,
+    moved_bins_of_classes,
 )
 from tf_deform.ops.sampling import Table, checked_image_index
 from tf_deform.ops.symbolic import operator
@@ -74,12 +74,9 @@ def roi_align(
         return onnx_ops.roi_align(
             features, boxes, box_indices, output_size, spatial_scale, sampling_ratio, aligned
         )
-    start, size = _regions(boxes, spatial_scale, 0.5 if aligned else 0.0)
-    if not aligned:
-        size = _at_least(size, 1.0)
-    pooled = mean_in_bins(
-        Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio
-    )
+    bins = bins_at_rest(boxes, output_size, spatial_scale, aligned)
+    shape = [validation.sizes(boxes)[0], *output_size]
+    pooled = mean_in_bins(Table.of(features, 1), box_indices, bins, shape, sampling_ratio)
     return tf.cast(pooled, features.dtype)
 
 
@@ -139,15 +136,13 @@ def multi_scale_roi_align(
     first, boxes, box_indices, _ = _checked(levels[0], boxes, box_indices, scales[0])
     canonical_size = validation.number("canonical_size", canonical_size, above=0)
     canonical_level = validation.number("canonical_level", canonical_level)
-    level = _levels(boxes, scales, canonical_size, canonical_level)
+    level, scale = levels_of(boxes, scales, canonical_size, canonical_level)
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
     aligned = validation.boolean("aligned", aligned)
-    scale = tf.gather(tf.constant(scales, boxes.dtype), level)[:, None]
-    start, size = _regions(boxes, scale, 0.5 if aligned else 0.0)
-    if not aligned:
-        size = _at_least(size, 1.0)
+    bins = bins_at_rest(boxes, output_size, scale, aligned)
+    shape = [validation.sizes(boxes)[0], *output_size]
     table = Table.of_levels(levels, level)
-    pooled = mean_in_bins(table, box_indices, start, size, output_size, sampling_ratio)
+    pooled = mean_in_bins(table, box_indices, bins, shape, sampling_ratio)
     return tf.cast(pooled, first.dtype)
 
 
@@ -184,15 +179,16 @@ def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0
         features, boxes, box_indices, spatial_scale
     )
     output_size = validation.per_axis("output_size", output_size, 2)
-    bins = math.prod(output_size)
-    if features.shape[-1] is None or features.shape[-1] % bins:
+    count = math.prod(output_size)
+    if features.shape[-1] is None or features.shape[-1] % count:
         raise ValueError(
-            f"features must have channels divisible by the {bins} bins, received {features.shape}"
+            f"features must have channels divisible by the {count} bins, received {features.shape}"
         )
-    start, size = _regions(boxes, spatial_scale, 0.5)
-    maps = _channel_maps(features, bins)
-    index = box_indices[:, None] * bins + tf.range(bins, dtype=box_indices.dtype)  # [rois, bins]
-    pooled = mean_in_bins(Table.of(maps, 1), index, start, size, output_size, sampling_ratio)
+    bins = bins_at_rest(boxes, output_size, spatial_scale)
+    shape = [validation.sizes(boxes)[0], *output_size]
+    maps = _channel_maps(features, count)
+    index = box_indices[:, None] * count + tf.range(count, dtype=box_indices.dtype)  # [rois, bins]
+    pooled = mean_in_bins(Table.of(maps, 1), index, bins, shape, sampling_ratio)
     return tf.cast(pooled, features.dtype)
 
 
@@ -245,26 +241,12 @@ def deformable_roi_pool(
     )
     output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
     gamma = validation.number("gamma", gamma)
-    start, size = _regions(boxes, spatial_scale, 0.5)
-    rois = validation.sizes(boxes)[0]
-    shift = None
-    if offset is not None:
-        offset = validation.shaped(
-            "offset",
-            validation.floating("offset", offset),
-            [rois, *output_size, 2],
-            "[rois, *output_size, 2]",
-        )
-        shift = shift_of(gamma, offset[:, :, :, None], size)
-    pooled = mean_in_bins(
-        Table.of(features, 1), box_indices, start, size, output_size, sampling_ratio, shift
-    )
+    bins = moved_bins(boxes, offset, output_size, spatial_scale, gamma)
+    shape = [validation.sizes(boxes)[0], *output_size]
+    pooled = mean_in_bins(Table.of(features, 1), box_indices, bins, shape, sampling_ratio)
     if mask is not None:
         mask = validation.shaped(
-            "mask",
-            validation.floating("mask", mask),
-            [rois, *output_size],
-            "[rois, *output_size]",
+            "mask", validation.floating("mask", mask), shape, "[rois, *output_size]"
         )
         pooled *= tf.cast(mask, pooled.dtype)[..., None]
     return tf.cast(pooled, features.dtype)
@@ -340,34 +322,29 @@ def deformable_ps_roi_pool(
         sample_per_part=sample_per_part,
     )
     trans_std = validation.number("trans_std", trans_std)
-    rois = validation.sizes(boxes)[0]
-    start, size = _rounded_regions(boxes, spatial_scale)
-    classes, shift = 1, None
-    if offset is not None:
-        offset = validation.floating("offset", offset)
-        classes = _classes(offset, output_channels)
-        offset = validation.shaped(
-            "offset",
-            offset,
-            [rois, part_size, part_size, 2 * classes],
-            "[rois, part_size, part_size, 2 * classes]",
-        )
-        for axis, bins in enumerate(output_size):
-            offset = tf.gather(offset, _cells(bins, part_size), axis=axis + 1)
-        shift = shift_of(trans_std, tf.reshape(offset, [rois, *output_size, classes, 2]), size)
+    bins, classes = moved_bins_of_classes(
+        boxes,
+        offset,
+        output_size,
+        output_channels=output_channels,
+        part_size=part_size,
+        trans_std=trans_std,
+        spatial_scale=spatial_scale,
+    )
     if features.shape[-1] != output_channels * group_size**2:
         raise ValueError(
             "features must have output_channels * group_size**2 = "
             f"{output_channels * group_size**2} channels, received {features.shape}"
         )
     maps = _channel_maps(features, group_size**2)
-    rows, columns = (_cells(bins, group_size) for bins in output_size)
+    rows, columns = (cells_of(count, group_size) for count in output_size)
     cell = [row * group_size + column for row in rows for column in columns]
     index = box_indices[:, None] * group_size**2 + tf.constant(cell, box_indices.dtype)
     steps = [step / sample_per_part for step in range(sample_per_part)]
-    points = points_in(bins_of(start, size, output_size, shift), places_of(steps, size.dtype))
+    points = points_in(bins, places_of(steps, boxes.dtype))
     pooled = mean_of_valid(Table.of(maps, classes), points, index)
-    return tf.cast(tf.reshape(pooled, [rois, *output_size, output_channels]), features.dtype)
+    shape = [validation.sizes(boxes)[0], *output_size, output_channels]
+    return tf.cast(tf.reshape(pooled, shape), features.dtype)
 
 
 def checked_scales(scales):
@@ -421,37 +398,6 @@ def _warn_if_outside(boxes, space, spatial_scale):
         )
 
 
-def _regions(boxes, spatial_scale, shift):
-    """Returns the boxes' starts and sizes in the features' pixels, each `[rois, 2]` as (y, x)."""
-    scaled = boxes * spatial_scale - shift
-    start = tf.gather(scaled, [1, 0], axis=1)
-    return start, tf.gather(scaled, [3, 2], axis=1) - start
-
-
-def _rounded_regions(boxes, spatial_scale):
-    """Returns the same of boxes rounded to pixels, both ends included, at least 0.1 wide."""
-    rounded = tf.sign(boxes) * tf.floor(tf.abs(boxes) + 0.5) + tf.constant(
-        [0, 0, 1, 1], boxes.dtype
-    )
-    start, size = _regions(rounded, spatial_scale, 0.5)
-    return start, _at_least(size, 0.1)
-
-
-def _at_least(size, minimum):
-    """Returns the larger of the two, NaN where the size is NaN."""
-    return tf.where(size < minimum, tf.constant(minimum, size.dtype), size)
-
-
-def _levels(boxes, scales, canonical_size, canonical_level):
-    """Returns `[rois]`, the index of the level that each box is pooled from."""
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    octaves = tf.math.log(tf.sqrt(tf.maximum(area, 0)) / canonical_size + 1e-6) / math.log(2)
-    finest = -math.log2(scales[0])
-    level = tf.floor(canonical_level + octaves - finest)
-    level = tf.where(tf.math.is_finite(level), level, 0)
-    return tf.cast(tf.clip_by_value(level, 0, len(scales) - 1), tf.int32)
-
-
 def _channel_maps(features, cells):
     """Returns `[batch * cells, height, width, channels]`: an image for each cell.
 
@@ -461,18 +407,3 @@ def _channel_maps(features, cells):
     maps = tf.reshape(features, [batch, height, width, channels // cells, cells])
     maps = tf.transpose(maps, [0, 4, 1, 2, 3])  # [batch, cells, height, width, channels]
     return tf.reshape(maps, [batch * cells, height, width, channels // cells])
-
-
-def _classes(offset, output_channels):
-    channels = offset.shape[-1] if offset.shape.rank else None
-    if not channels or channels % 2 or output_channels % (channels // 2):
-        raise ValueError(
-            "offset must have 2 * classes channels with classes dividing the "
-            f"{output_channels} output channels, received {offset.shape}"
-        )
-    return channels // 2
-
-
-def _cells(bins, cells):
-    """Returns for each bin the cell that its start lies in."""
-    return [bin_ * cells // bins for bin_ in range(bins)]

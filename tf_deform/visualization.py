@@ -1,0 +1,483 @@
+"""Pictures of where the layers look, drawn with matplotlib: `pip install "tf_deform[plot]"`.
+
+Every function draws on the axes that it is given, or on new ones, and returns them. The colours are
+those of Okabe and Ito, which all eyes tell apart; rims set them off from bright and dark images.
+"""
+
+import importlib
+import io
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from tf_deform.layers.dcn import DCN
+from tf_deform.layers.deformable_attention import MultiScaleDeformableAttention
+from tf_deform.layers.deformable_conv import DeformableConv
+from tf_deform.layers.regions import RoIPooling
+from tf_deform.layers.roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
+from tf_deform.layers.spatial_transformer import SpatialTransformer
+
+__all__ = ["plot_attention", "plot_bins", "plot_flow", "plot_grid", "plot_taps"]
+
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#FFFFFF")
+REST, RIM = "#D0D0D0", "#202020"
+MARKERS = "os^DvP*X"  # of the levels of a pyramid
+PICTURE_SIZE = 400  # of what `png_of` returns
+LINES, ARROWS = 8, 12  # of a grid and of a flow, along the longer axis
+FULL_SIZE = 3.2  # inches of axes from which on nothing is drawn smaller
+
+
+def plot_taps(image, layer, inputs=None, *, pixel, ax=None):
+    """Returns the axes, with the taps of chosen output pixels where a convolution samples.
+
+    A cross marks where an output pixel lies, small circles the taps at rest, and arrows lead from
+    there to where they are moved; a tap is the larger and the more opaque the more its modulation
+    lets it count. Each pixel and group of channels has a colour.
+
+    Args:
+        image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8.
+        layer: a built DeformableConv2D, DCNv3 or DCNv4; or the positions that one has returned,
+            `[batch, *output, groups, taps, 2]` in pixels of the image, which are drawn without
+            what is at rest.
+        inputs: what the layer is called with, the features or a tuple (features, offset,
+            modulation), of which the batch's first is drawn. Features smaller than the image are
+            enlarged to it. None: the image itself.
+        pixel: (row, column) of the layer's output, or a list of them.
+        ax: matplotlib axes to draw on; None: new ones.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> image = np.random.default_rng(0).uniform(size=[12, 9, 3])
+        >>> layer = tfd.layers.DeformableConv2D(4, 3, offset_kernel_initializer="glorot_uniform")
+        >>> _ = layer(tf.zeros([1, 12, 9, 3]))
+        >>> ax = plot_taps(image, layer, pixel=[(2, 2), (8, 5)])
+    """
+    ax, image = _shown(image, ax, "plot_taps")
+    rest, weights = None, None
+    if isinstance(layer, DeformableConv | DCN):
+        positions, rest, weights = _taps(layer, _arguments(inputs, image), image)
+    else:
+        positions = _array("positions", layer, 6, 2)
+    pixels = [pixel] if np.ndim(pixel) == 1 else list(pixel)
+    groups = positions.shape[-3]
+    if weights is not None:
+        weights = weights.reshape(positions.shape[:-1]) / (np.max(weights) or 1)
+    for number, (row, column) in enumerate(pixels):
+        where = _index("pixel", (row, column), positions.shape[1:3])
+        for group in range(groups):
+            colour = COLOURS[(number * groups + group) % len(COLOURS)]
+            moved = positions[0][where][group]
+            still = None if rest is None else rest[0][where][group]
+            share = np.ones(len(moved)) if weights is None else weights[0][where][group]
+            _draw_taps(ax, moved, still, share, colour)
+        if rest is not None:
+            y, x = np.mean(rest[0][where], axis=(0, 1))
+            _draw_cross(ax, x, y)
+    _crop(ax, image)
+    return ax
+
+
+def plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None):
+    """Returns the axes, with the bins of a region of interest where a layer pools them.
+
+    The moved bins are numbered row by row, unless the axes are too small for that; the bins at rest
+    are thin, and arrows lead from their middles to those of the moved ones.
+
+    Args:
+        image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8:
+            the image whose pixels the boxes are in.
+        layer: an RoI layer; or the boxes that one has returned, `[batch, rois, *output_size, 4]` or
+            with a class axis before the 4, which are drawn without what is at rest.
+        inputs: what the layer is called with, a tuple (features, boxes) or (features, boxes,
+            offset), of which the batch's first is drawn.
+        roi: which box, an int.
+        class_index: whose bins, where classes have their own.
+        ax: matplotlib axes to draw on; None: new ones.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> image = np.random.default_rng(0).uniform(size=[32, 24])
+        >>> boxes = tf.constant([[[4.0, 6.0, 20.0, 26.0]]])
+        >>> layer = tfd.layers.RoIAlign(3, spatial_scale=1 / 4)
+        >>> ax = plot_bins(image, layer, (tf.zeros([1, 8, 6, 5]), boxes))
+    """
+    ax, image = _shown(image, ax, "plot_bins")
+    rest = None
+    if isinstance(layer, RoIPooling):
+        if not isinstance(inputs, list | tuple) or len(inputs) not in (2, 3):
+            raise ValueError("inputs must be (features, boxes) or (features, boxes, offset)")
+        moved = layer.sampling_boxes(*inputs)
+        if isinstance(layer, DeformableRoIPooling):
+            at_rest = [*inputs[:2], tf.zeros([*moved.shape[:-1], 2], moved.dtype)]
+            rest = layer.sampling_boxes(*at_rest)
+        elif isinstance(layer, DeformablePSRoIPooling):
+            rest = layer.sampling_boxes(*inputs[:2])
+    else:
+        moved = layer
+    moved = _bins_of(moved, roi, class_index) - 0.5  # pixel centres are at integers in the axes
+    if rest is not None:
+        rest = _bins_of(rest, roi, 0) - 0.5
+        _draw_boxes(ax, rest, REST, 0.8)
+        _draw_arrows(ax, _middles(rest), _middles(moved), COLOURS[1])
+    _draw_boxes(ax, moved, COLOURS[0], 1.6)
+    for number, (y, x) in enumerate(_middles(moved)):
+        if math.isfinite(x + y) and _scale(ax) > 0.7:
+            _write(ax, x, y, str(number))
+    return ax
+
+
+def plot_grid(image, layer, inputs=None, *, align_corners=False, ax=None):
+    """Returns the axes, with the outline and some lines of a sampling grid over the input.
+
+    The thick side of the outline is the one that becomes the upper edge of the output.
+
+    Args:
+        image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8.
+        layer: a SpatialTransformer; or a normalised grid `[batch, height, width, 2]` as (x, y), of
+            which the batch's first is drawn.
+        inputs: what the layer is called with, images or a tuple (images, parameters). None: the
+            image itself.
+        align_corners: of a grid, whether -1 and 1 are the centres of the edge pixels, not their
+            outer edges. A layer has its own.
+        ax: matplotlib axes to draw on; None: new ones.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> image = np.random.default_rng(0).uniform(size=[12, 9])
+        >>> theta = tf.constant([[[0.5, 0.2, 0.1], [-0.2, 0.5, 0.0]]])
+        >>> ax = plot_grid(image, tfd.ops.affine_grid(theta, (8, 8)))
+    """
+    ax, image = _shown(image, ax, "plot_grid")
+    if isinstance(layer, SpatialTransformer):
+        align_corners = layer.align_corners
+        layer = layer.sampling_grid(*_arguments(inputs, image))
+    grid = _array("grid", layer, 4, 2)[0]
+    size = np.array(image.shape[1::-1])  # (width, height)
+    points = (grid + 1) / 2 * (size - 1) if align_corners else ((grid + 1) * size - 1) / 2
+    rows, columns = (_spread(count, round(LINES * _scale(ax))) for count in points.shape[:2])
+    for line in (*points[rows[1:-1]], *np.swapaxes(points, 0, 1)[columns[1:-1]]):
+        _draw_line(ax, line, COLOURS[1], 0.8)
+    outline = [points[0], points[:, -1], points[-1, ::-1], points[::-1, 0]]
+    _draw_line(ax, np.concatenate(outline), COLOURS[0], 1.8)
+    _draw_line(ax, points[0], COLOURS[0], 4.0)
+    return ax
+
+
+def plot_attention(image, layer, inputs=None, *, query=0, weights=None, ax=None):
+    """Returns the axes, with the places that a query of deformable attention looks at.
+
+    A place has its head's colour and its level's marker (a circle for the first, then a square, a
+    triangle, ...), and is the larger the more it weighs. A cross marks the reference point.
+
+    Args:
+        image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8:
+            what the maps are of.
+        layer: a built MultiScaleDeformableAttention; or locations that one has returned, `[batch,
+            queries, heads, levels, points, 2]` as normalised (x, y).
+        inputs: what the layer is called with, a tuple (query, reference_points, values) or (query,
+            reference_points, values, padding_masks), of which the batch's first is drawn.
+        query: which query, an int.
+        weights: of locations, `[batch, queries, heads, levels, points]`; None: all alike. A layer
+            has its own.
+        ax: matplotlib axes to draw on; None: new ones.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> image = np.random.default_rng(0).uniform(size=[12, 9])
+        >>> locations = np.random.default_rng(0).uniform(size=[1, 1, 8, 2, 4, 2])
+        >>> ax = plot_attention(image, locations)
+    """
+    ax, image = _shown(image, ax, "plot_attention")
+    reference = None
+    if isinstance(layer, MultiScaleDeformableAttention):
+        if not isinstance(inputs, list | tuple) or len(inputs) not in (3, 4):
+            raise ValueError("inputs must be (query, reference_points, values)")
+        reference = np.asarray(inputs[1], np.float64)[0]
+        weights = layer.sampling_weights(inputs[0])
+        layer = layer.sampling_locations(*inputs)
+    locations = _array("locations", layer, 6, 2)
+    (query,) = _index("query", (query,), locations.shape[1:2])
+    size = np.array(image.shape[1::-1])  # (width, height)
+    points = locations[0, query] * size - 0.5  # [heads, levels, points, 2]
+    share = np.ones(points.shape[:-1])
+    if weights is not None:
+        share = np.asarray(weights, np.float64)[0, query]
+        share = share / (np.max(share) or 1)
+    for head, level in np.ndindex(*points.shape[:2]):
+        _draw_points(
+            ax,
+            points[head, level],
+            COLOURS[head % len(COLOURS)],
+            np.maximum(share[head, level], 0),
+            marker=MARKERS[level % len(MARKERS)],
+        )
+    if reference is not None:
+        x, y = np.reshape(reference[query], [-1, reference.shape[-1]])[0, :2] * size - 0.5
+        _draw_cross(ax, x, y)
+    _crop(ax, image)
+    return ax
+
+
+def plot_flow(image, flow, *, ax=None):
+    """Returns the axes, with arrows from some output pixels to where a flow samples the image.
+
+    Args:
+        image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8.
+        flow: `[batch, height, width, 2]` of the image's size, displacements (y, x) in pixels, as
+            `tfd.ops.warp` takes it; the batch's first is drawn.
+        ax: matplotlib axes to draw on; None: new ones.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> image = np.random.default_rng(0).uniform(size=[12, 9])
+        >>> ax = plot_flow(image, 2.5 * tf.ones([1, 12, 9, 2]))
+    """
+    ax, image = _shown(image, ax, "plot_flow")
+    flow = _array("flow", flow, 4, 2)[0]
+    if flow.shape[:2] != image.shape[:2]:
+        raise ValueError(
+            f"flow must have the image's size {image.shape[:2]}, received {flow.shape[:2]}"
+        )
+    step = math.ceil(max(flow.shape[:2]) / ARROWS)
+    rows, columns = (np.arange((size - 1) % step // 2, size, step) for size in flow.shape[:2])
+    start = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    _draw_arrows(ax, start, start + flow[tuple(start.T)], COLOURS[0])
+    return ax
+
+
+def png_of(draw):
+    """Returns a PNG file, PICTURE_SIZE pixels wide and high, of what `draw` draws on axes."""
+    figure = _matplotlib(".figure").Figure(figsize=(4, 4), dpi=PICTURE_SIZE / 4, layout="tight")
+    draw(figure.add_subplot())
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+# What the layers say
+
+
+def _arguments(inputs, image):
+    """Returns the arguments of a layer's call: those given, or a batch of the image alone."""
+    if inputs is None:
+        return [tf.constant(image[None], tf.float32)]
+    return inputs if isinstance(inputs, list | tuple) else [inputs]
+
+
+def _taps(layer, arguments, image):
+    """Returns positions and rest `[batch, *output, groups, taps, 2]` in the image, and weights."""
+    features, *given = arguments
+    first = getattr(layer, "data_format", "") == "channels_first"
+    space = features.shape[2:] if first else features.shape[1:-1]
+    if len(space) != 2:
+        raise ValueError(f"layer must be of images, received inputs of {len(space)} axes")
+    offset, *modulation = given or layer.predict_offset(features)
+    weights = modulation[0] if modulation else None
+    if isinstance(layer, DCN):
+        modulation = []
+    both = (
+        np.asarray(layer.sampling_positions(features, each, *modulation), np.float64)
+        for each in (offset, tf.zeros_like(offset))
+    )
+    enlarged = np.divide(image.shape[:2], space)
+    moved, rest = ((each + 0.5) * enlarged - 0.5 for each in both)
+    if weights is not None:
+        weights = np.abs(np.asarray(weights, np.float64))
+        weights = np.moveaxis(weights, 1, -1) if first else weights
+    return moved, rest, weights
+
+
+def _bins_of(boxes, roi, class_index):
+    """Returns `[bins, 4]`, those of a region of the batch's first."""
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.ndim not in (5, 6) or boxes.shape[-1] != 4:
+        raise ValueError(
+            "boxes must have shape [batch, rois, height, width, 4], or classes before the 4, "
+            f"received {boxes.shape}"
+        )
+    (roi,) = _index("roi", (roi,), boxes.shape[1:2])
+    bins = boxes[0, roi]
+    if boxes.ndim == 6:
+        bins = bins[:, :, _index("class_index", (class_index,), boxes.shape[4:5])[0]]
+    return bins.reshape(-1, 4)
+
+
+def _array(name, value, rank, last):
+    array = np.asarray(value, np.float64)
+    if array.ndim != rank or array.shape[-1] != last:
+        raise ValueError(
+            f"{name} must have {rank} axes, the last of {last}, received shape {array.shape}"
+        )
+    return array
+
+
+def _index(name, index, sizes):
+    """Returns an index as a tuple of ints. Raises ValueError unless it lies inside."""
+    index = tuple(map(int, index))
+    if not all(0 <= each < size for each, size in zip(index, sizes, strict=True)):
+        raise ValueError(f"{name} must lie inside {tuple(sizes)}, received {index}")
+    return index
+
+
+def _spread(count, steps):
+    """Returns up to `steps + 1` of `count` indices, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, steps + 1)).round().astype(int))
+
+
+# Drawing. Points are (y, x), but those of grids and attention (x, y).
+
+
+def _shown(image, ax, function):
+    """Returns the axes, new ones if there are none, with the image on them, and the image."""
+    _matplotlib("", function)
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            "image must have shape [height, width] or [height, width, 1 or 3], received "
+            f"{image.shape}"
+        )
+    if image.dtype == np.uint8:
+        image = image / 255
+    if not np.issubdtype(image.dtype, np.floating):
+        raise TypeError(f"image must be floating-point or uint8, received {image.dtype}")
+    if ax is None:
+        _, ax = _matplotlib(".pyplot", function).subplots(layout="constrained")
+    low, high = min(0, np.nanmin(image)), max(1, np.nanmax(image))
+    pixels = (image - low) / (high - low)
+    ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    return ax, image
+
+
+def _matplotlib(module, function="drawing"):
+    try:
+        return importlib.import_module(f"matplotlib{module}")
+    except ImportError as error:
+        raise ImportError(
+            f'{function} needs the package matplotlib: pip install "tf_deform[plot]" ({error})'
+        ) from error
+
+
+def _scale(ax):
+    """Returns the factor on the size of what is drawn: under 1 on small axes."""
+    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())  # in inches
+    return min(max(min(box.width, box.height) / FULL_SIZE, 0.5), 1)
+
+
+def _rimmed(ax, width):
+    """Returns what gives lines and letters of a width a dark rim."""
+    effects = _matplotlib(".patheffects")
+    rim = width + 1.4 * _scale(ax)
+    return [effects.Stroke(linewidth=rim, foreground=RIM), effects.Normal()]
+
+
+def _draw_taps(ax, moved, rest, share, colour):
+    if rest is not None:
+        y, x = rest.T
+        size = 20 * _scale(ax) ** 2
+        ax.scatter(x, y, s=size, color=REST, edgecolor=RIM, linewidth=0.7, alpha=0.8, zorder=3)
+        _draw_arrows(ax, rest, moved, colour)
+    _draw_points(ax, moved[:, ::-1], colour, share)
+
+
+def _draw_points(ax, points, colour, share, marker="o"):
+    """Draws (x, y) points, larger and more opaque the more they count: shares from 0 to 1."""
+    red, green, blue, _ = _matplotlib(".colors").to_rgba(colour)
+    ax.scatter(
+        *points.T,
+        s=(8 + 47 * share) * _scale(ax) ** 2,
+        facecolor=[(red, green, blue, 0.3 + 0.7 * each) for each in share],
+        edgecolor="white",
+        linewidth=0.6,
+        path_effects=_rimmed(ax, 0.6),
+        marker=marker,
+        zorder=4,
+    )
+
+
+def _draw_cross(ax, x, y):
+    size, width = 11 * _scale(ax), 2 * _scale(ax)
+    rim = _rimmed(ax, width)
+    ax.plot(x, y, "+", color="white", ms=size, mew=width, path_effects=rim, zorder=5)
+
+
+def _draw_arrows(ax, start, end, colour):
+    """Draws arrows between (y, x) points, but those that lead nowhere."""
+    long = np.isfinite(end).all(axis=-1) & (np.abs(end - start).max(axis=-1) > 1e-6)
+    start, end = start[long], end[long]
+    if not len(start):
+        return
+    (y, x), (dy, dx) = start.T, (end - start).T
+    ax.quiver(
+        *(x, y, dx, dy),
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        units="inches",
+        width=0.022 * _scale(ax),
+        headwidth=4,
+        headlength=4,
+        headaxislength=3.5,
+        minlength=0.1,
+        color=colour,
+        edgecolor=RIM,
+        linewidth=0.4 * _scale(ax) ** 2,
+        zorder=3,
+    )
+    ax.update_datalim(end[:, ::-1])
+    ax.autoscale_view()
+
+
+def _crop(ax, image):
+    """Takes points out of sight that are further from the image than a quarter of its size."""
+    for axis, size in ((ax.xaxis, image.shape[1]), (ax.yaxis, image.shape[0])):
+        low, high = axis.get_view_interval()
+        bounds = -0.5 - size / 4, 1.25 * size - 0.5
+        axis.set_view_interval(*np.clip([low, high], *bounds), ignore=True)
+
+
+def _draw_boxes(ax, boxes, colour, width):
+    for x0, y0, x1, y1 in boxes:
+        corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
+        _draw_line(ax, corners, colour, width)
+
+
+def _draw_line(ax, points, colour, width):
+    """Draws a line through (x, y) points."""
+    width *= _scale(ax)
+    ax.plot(*points.T, color=colour, linewidth=width, path_effects=_rimmed(ax, width), zorder=2)
+
+
+def _middles(boxes):
+    """Returns the boxes' middles as (y, x)."""
+    return (boxes[:, 1::-1] + boxes[:, :1:-1]) / 2
+
+
+def _write(ax, x, y, text):
+    ax.text(
+        *(x, y, text),
+        color="white",
+        fontsize=7,
+        ha="center",
+        va="center",
+        path_effects=_rimmed(ax, 0.6),
+        zorder=5,
+        clip_on=True,
+    )
