@@ -467,7 +467,7 @@ AT_RUN_TIME = {
         (IMAGES, z(2, 5, 7, 2)),
         (IMAGES, z(2, 7, 5, 2)),
     ),
-    r"transforms must be one, or one for every image, that is 2, received 3\]": (
+    r"transforms must be one, or one for every image, that is\] \[2\] \[received\] \[3\]": (
         addons.transform,
         (IMAGES, z(2, 8)),
         (IMAGES, z(3, 8)),

@@ -319,9 +319,9 @@ def test_every_public_layer_has_a_case():
 
 def test_every_public_layer_is_registered_under_the_package():
     registered = {
-        name: layer
-        for name, layer in keras.saving.get_custom_objects().items()
-        if layer.__module__.startswith("tf_deform.")
+        name: each
+        for name, each in keras.saving.get_custom_objects().items()
+        if each.__module__.startswith("tf_deform.") and issubclass(each, keras.layers.Layer)
     }
     public = {f"tf_deform>{name}": getattr(tfd.layers, name) for name in tfd.layers.__all__}
     assert registered == public

@@ -243,7 +243,7 @@ def test_layers_support_jit_if_the_library_has_kernels_for_xla():
 
 
 def test_a_layer_that_xla_cannot_compile_says_so(monkeypatch):
-    monkeypatch.setattr(compiled, "why_not_xla", lambda: "")
+    monkeypatch.setattr(loading, "why_not_xla", lambda: "")
     assert tfd.layers.GridSample().supports_jit
     monkeypatch.setattr(loading, "why_not_xla", lambda: "no kernels for it")
     assert tfd.compiled_status().reason == "no kernels for it"

@@ -263,10 +263,11 @@ def interpolate_spline(
         batch, count, dimensions = validation.sizes(points)
         values = validation.shaped(names[1], values, [batch, count, None], "[batch, n, k]")
         queries = validation.shaped(names[2], queries, [batch, None, dimensions], "[batch, m, d]")
-        weight = regularization_weight
-        if not tf.is_tensor(weight):
-            weight = validation.number("regularization_weight", weight)
-        weight = tf.cast(weight, dtype)
+        if tf.is_tensor(regularization_weight):
+            weight = tf.cast(regularization_weight, dtype)
+        else:  # tf.cast would make it float32 first
+            number = validation.number("regularization_weight", regularization_weight)
+            weight = tf.constant(number, dtype)
         return polyharmonic_spline(points, values, queries, order, tf.maximum(weight, 0))
 
 
