@@ -19,8 +19,10 @@ FREE = (None, None)
 SIZES = [(9, 7), (10, 12)]
 RANDOM = {"offset_kernel_initializer": keras.initializers.RandomNormal(stddev=0.3, seed=1)}
 
-# The newest onnxruntime for Python 3.10 cannot run DeformConv: ONNX's own evaluator stands in.
-if sys.version_info >= (3, 11):
+# The newest onnxruntime for Python 3.10 cannot run DeformConv: ONNX's own evaluator stands in. It
+# takes no infinities there, computes in float32, and at a border moves a cubic sample as a whole.
+RUNTIME = sys.version_info >= (3, 11)
+if RUNTIME:
     import onnxruntime
 
     def evaluator(path):
@@ -101,8 +103,10 @@ def test_given_offsets_may_be_anything_and_float64_stays(tmp_path, rng):
     path, operators = exported(model, tmp_path)
     assert operators["DeformConv"] == 1
     arrays = [rng.normal(0, 2, (2, *each.shape[1:])) for each in inputs]
-    arrays[1][..., ::5] = rng.choice([np.nan, np.inf, -np.inf, 1e9, -1e30], (2, 9, 7, 4))
-    assert_equal(path, model, *arrays, tolerance=TOLERANCE["float64"])
+    anything = [np.nan, np.inf, -np.inf, 1e9, -1e30] if RUNTIME else [1e9, -1e9]
+    arrays[1][..., ::5] = rng.choice(anything, (2, 9, 7, 4))
+    tolerance = TOLERANCE["float64" if RUNTIME else "float32"]
+    assert_equal(path, model, *arrays, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -149,6 +153,8 @@ def grid_samples(rank, options):
 @pytest.mark.parametrize("rank", [2, 3])
 def test_grid_samples_become_grid_sample_in_every_mode(rank, tmp_path, rng):
     options = [each for each in OPTIONS if rank == 2 or each[0] != "bicubic"]
+    if not RUNTIME:
+        options = [each for each in options if each[:2] != ("bicubic", "border")]
     model = grid_samples(rank, options)
     path, operators = exported(model, tmp_path)
     assert operators["GridSample"] == len(options)

@@ -6,13 +6,15 @@ import inspect
 import keras
 
 from tf_deform.layers import DeformableConv1D, DeformableConv2D, DeformableConv3D
+from tf_deform.layers.deformable_conv import DeformableConv
 
 _DEFORMABLE = {
     keras.layers.Conv1D: DeformableConv1D,
     keras.layers.Conv2D: DeformableConv2D,
     keras.layers.Conv3D: DeformableConv3D,
 }
-_ARGUMENTS = inspect.signature(DeformableConv2D).parameters
+# Of a class without an `__init__` of its own, Python 3.10 gives the arguments of Keras's `__new__`.
+_ARGUMENTS = inspect.signature(DeformableConv).parameters
 _OPTIONS = [name for name, each in _ARGUMENTS.items() if each.kind is each.KEYWORD_ONLY]
 
 
