@@ -1,5 +1,6 @@
 """The compiled library's files: where they are kept, damaged ones, building and its leftovers."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -203,14 +204,16 @@ def test_what_is_damaged_is_built_again_and_said(compiled, capsys):
 
 
 def test_the_next_build_removes_what_a_killed_one_left(compiled, cache):
-    (cache / "building-killed" / "CMakeFiles").mkdir(parents=True)
+    own = location.library_path().parent.name
+    for name in (own, "killed", "at-work"):
+        (cache / f"building-{name}.x1" / "CMakeFiles").mkdir(parents=True)
+        (cache / f"building-{name}.lock").touch()
     (cache / "mine").mkdir()
-    command.main(["build"])
-    assert {each.name for each in cache.iterdir()} == {
-        "building.lock",
-        "mine",
-        location.library_path().parent.name,
-    }
+    with open(cache / "building-at-work.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command.main(["build"])
+    locks = {f"building-{name}.lock" for name in (own, "killed", "at-work")}
+    assert {each.name for each in cache.iterdir()} == {own, "mine", "building-at-work.x1", *locks}
 
 
 def test_of_builds_at_once_one_compiles(compiled):
@@ -233,7 +236,7 @@ def test_a_build_that_fails_keeps_what_was_there(compiled, monkeypatch):
     with pytest.raises(SystemExit, match=r"The library was not built: .*cmake"):
         command.main(["build", "--force"])
     assert location.library_path().read_text() == "built 1 times"
-    assert not list(location.library_path().parents[1].glob("building-*"))
+    assert not list(location.library_path().parents[1].glob("building-*/"))
 
 
 def run_command(*arguments, **environment):
@@ -265,7 +268,8 @@ def test_a_build_that_is_ended_leaves_nothing(tmp_path):
         assert build.returncode == 1
         assert len(said.splitlines()) == 1, said
         cache = tmp_path / number.name / "tf_deform"
-        assert [each.name for each in cache.iterdir()] == ["building.lock"]
+        (lock,) = cache.iterdir()
+        assert lock.suffix == ".lock"
 
 
 def test_commands_print_their_own_lines_alone(monkeypatch):

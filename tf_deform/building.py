@@ -1,7 +1,8 @@
 """Building the compiled library, and a wheel that brings it along.
 
-Who may delete what in the cache: only who holds the lock there, and then every `building-` folder,
-because nobody else is building. So the next build removes what one that was killed has left.
+Who may delete what in the cache: each library has a lock, and only who holds it may build there, or
+remove a `building-` folder of that library. A build removes all of those that nobody is at work on,
+which are what builds that were killed have left.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ def build(cuda=False, force=False):
         print(f"{wanted[-1]} is there already.")
         return
     path.parents[1].mkdir(parents=True, exist_ok=True)
-    with _alone(path.parents[1]):
+    with _lock_of(path.parent):
+        _remove_leftovers(path.parent)
         fault = _fault(path)  # anew: another process may have built it
         if fault and path.exists():
             print(f"{fault}.")
@@ -47,19 +49,35 @@ def _fault(path):
 
 
 @contextlib.contextmanager
-def _alone(cache):
-    """Returns a context manager that one process at a time is in; removes what builds left."""
+def _lock_of(library, wait=True):
+    """Yields whether this process alone may build a library, given by its folder, meanwhile."""
     import fcntl  # not on Windows, where nothing is built
 
-    with open(cache / "building.lock", "w") as lock:
+    with open(library.with_name(f"building-{library.name}.lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Waiting for another process that builds ...", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in cache.glob("building-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
+            if wait:
+                print("Waiting for another process that builds ...", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield wait
+        else:
+            yield True
+
+
+def _folder_for(library):
+    """Returns a context manager: a folder to build in, on the library's file system."""
+    return tempfile.TemporaryDirectory(prefix=f"building-{library.name}.", dir=library.parent)
+
+
+def _remove_leftovers(own):
+    """Removes what killed builds have left: of this library, and of others that nobody builds."""
+    for lock in own.parent.glob("building-*.lock"):
+        library = own.with_name(lock.name.removeprefix("building-").removesuffix(".lock"))
+        other = contextlib.nullcontext(True) if library == own else _lock_of(library, wait=False)
+        with other as mine:
+            for left in own.parent.glob(f"building-{library.name}.*/") if mine else ():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _build_library(path):
@@ -67,7 +85,7 @@ def _build_library(path):
         raise FileNotFoundError(
             f"there is no {location.SOURCES}: build from a checkout, `pip install --editable .`"
         )
-    with tempfile.TemporaryDirectory(prefix="building-", dir=path.parents[1]) as folder:
+    with _folder_for(path.parent) as folder:
         print(f"Building for TensorFlow {tf.__version__} (one to three minutes) ...", flush=True)
         flags = dict(
             each[2:].split("=") for each in tf.sysconfig.get_compile_flags() if "=" in each
@@ -89,7 +107,7 @@ def _build_library(path):
 
 def _build_cuda(path, nvcc):
     library = path.parent
-    with tempfile.TemporaryDirectory(prefix="building-", dir=library.parent) as folder:
+    with _folder_for(library) as folder:
         print(f"Building CUDA kernels with {nvcc} (three to ten minutes) ...", flush=True)
         _compile(pathlib.Path(folder), NVCC=nvcc)
         made = pathlib.Path(shutil.copytree(library, pathlib.Path(folder, "made")))

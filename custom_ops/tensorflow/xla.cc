@@ -60,6 +60,12 @@ xla::XlaOp Filled(xla::XlaOp operand, const xla::Shape& shape, float fill) {
   return operand;
 }
 
+xla::XlaOp Zeros(xla::XlaBuilder* builder, const xla::Shape& shape) {
+  const xla::XlaOp zero =
+      xla::ConvertElementType(xla::ConstantR0<float>(builder, 0), shape.element_type());
+  return xla::Broadcast(zero, shape.dimensions());
+}
+
 // Returns `made` with the sizes of `like` that data decide.
 xla::XlaOp Sized(xla::XlaOp made, xla::XlaOp like, const xla::Shape& shape) {
   for (int64_t axis = 0; axis < Rank(shape); ++axis) {
@@ -130,9 +136,14 @@ class XlaKernel : public tensorflow::XlaOpKernel {
         Attributes(call, on_gpu_ ? call.before : Shape()), /*has_side_effect=*/false,
         /*output_operand_aliasing=*/{}, /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
         xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
+    // Where there are no images, no index is right for rows that are not there either: no call then.
+    const bool no_rows = plan.image_index >= 0 && plan.images == 0 &&
+                         given[plan.image_index].is_dynamic_dimension(0);
     for (size_t i = 0; i < results.size(); ++i) {
       const int like = kFirstLike + i;
-      context->SetOutput(i, Sized(xla::GetTupleElement(made, i), context->Input(like), given[like]));
+      const xla::XlaOp out =
+          no_rows ? Zeros(context->builder(), results[i]) : xla::GetTupleElement(made, i);
+      context->SetOutput(i, Sized(out, context->Input(like), given[like]));
     }
   }
 
