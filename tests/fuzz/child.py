@@ -97,7 +97,7 @@ def judge(module, case, tensors, mode, seed):
         (concrete,) = traced.outputs
         once, again = (_attempt(lambda: concrete(*tensors), faults) for _ in range(2))
         faults += _broken_promises(concrete.outputs, once.outputs)
-    # XLA makes no call for an empty result, nor for rows that data decide where there are no images.
+    # XLA makes no call for an empty result, nor of no images for rows that data decide.
     no_images = "keep" in case.inputs and 0 in case.inputs.get("values", tensors[0]).shape[:1]
     if mode != "jit" or not (_empty(once.outputs) or no_images):
         faults += _differences("eagerly", eager, mode, once)
