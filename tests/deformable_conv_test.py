@@ -218,6 +218,7 @@ def test_a_tap_at_minus_one_reads_nothing():
     assert out.numpy().ravel()[[0, 2, 3, 4]].tolist() == [0, 2, 4, 0]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16, 19])
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -23,14 +23,13 @@ def linear_sample(image, point, rule="zeros", align_corners=True, weight=1.0):
     image = _float64(image)
     total = np.zeros(image.shape[-1])
     placed = _place(point, image.shape[:-1], rule, align_corners)
-    with np.errstate(invalid="ignore"):
-        if placed is None:
-            total += weight * 0.0
-        else:
-            for corner in itertools.product((0, 1), repeat=len(placed)):
-                index = np.floor(placed) + corner
-                share = weight * np.prod(1 - np.abs(placed - index))
-                total += share * (_pixel(image, index) if _inside(index, image) else 0.0)
+    if placed is None:
+        total += weight * 0.0
+    else:
+        for corner in itertools.product((0, 1), repeat=len(placed)):
+            index = np.floor(placed) + corner
+            share = weight * np.prod(1 - np.abs(placed - index))
+            total += share * (_pixel(image, index) if _inside(index, image) else 0.0)
     return (total, placed is not None) if rule in ("roi", "psroi") else total
 
 

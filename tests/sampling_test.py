@@ -329,6 +329,7 @@ def test_such_a_point_leaves_the_others_of_its_sum_alone(rng, special):
         assert not np.any(actual[:, :, :, 3])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("count", [1, 3, 70])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16, 19])
 @pytest.mark.parametrize("space", [(5,), (3, 4), (2, 3, 4)], ids=str)
