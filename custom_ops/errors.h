@@ -1,5 +1,5 @@
-// Errors where no exception may go: through the tables of C functions, and out of what others call.
-// For every room.
+// Errors as values, where no exception may pass: through the tables of C functions.
+// For kernels.h and tensorflow.
 
 #ifndef TF_DEFORM_CUSTOM_OPS_ERRORS_H_
 #define TF_DEFORM_CUSTOM_OPS_ERRORS_H_

@@ -1,4 +1,4 @@
-// What the CUDA kernels need of a GPU.
+// Launching blocks, shared memory, asynchronous copies and 16-bit numbers: what kernels use of CUDA.
 // For this room.
 //
 // Where nvcc does not compile them, emulation/emulation.h takes its place: the same source then

@@ -1,5 +1,5 @@
 // The table of the CUDA kernels, and whether this machine can run them.
-// Loaded by tensorflow/load_cuda.cc.
+// Loaded by tensorflow/load_cuda.cc, and by benchmarks/cuda.
 
 #include <cstdio>
 

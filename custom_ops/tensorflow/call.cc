@@ -1,4 +1,4 @@
-// Where a malformed call is refused.
+// Where a malformed call is refused, and a well-formed one planned.
 // See call.h.
 
 #include "custom_ops/tensorflow/call.h"

@@ -1,4 +1,4 @@
-// The CUDA kernels behind the table of the CPU's: a call runs on either.
+// The CUDA kernels in a table like that of the CPU's, so that whoever runs a call need not care.
 // For this room.
 
 #ifndef TF_DEFORM_CUSTOM_OPS_TENSORFLOW_LOAD_CUDA_H_

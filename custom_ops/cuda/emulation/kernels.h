@@ -1,5 +1,5 @@
-// The CUDA kernels, run on the CPU: their table, as a library of them shows it.
-// For one source of a test program alone.
+// All CUDA kernels, compiled for the CPU, and the table that a library of them would show.
+// For one source of a test program alone: it defines what it holds.
 
 #ifndef TF_DEFORM_CUSTOM_OPS_CUDA_EMULATION_KERNELS_H_
 #define TF_DEFORM_CUSTOM_OPS_CUDA_EMULATION_KERNELS_H_
