@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deform as tfd
-from conftest import MODES, TOLERANCE, relative_error
+from conftest import IMPLEMENTATIONS, MODES, TOLERANCE, relative_error
 from tf_deform import export
 from tf_deform.compiled import switch
 
@@ -175,9 +175,10 @@ def test_of_exports_to_one_path_one_wins_and_is_whole(model, tmp_path):
     assert relative_error(served_from(tmp_path / "1"), model(IMAGES)) < TOLERANCE["float32"]
 
 
-def test_onnx_files_written_at_once_are_whole(model, tmp_path):
+def test_onnx_files_written_at_once_are_whole(tmp_path):
     import onnx
 
+    model = keras.Sequential([keras.Input((None, None, 3)), tfd.layers.DeformableConv2D(4, 3)])
     paths = [tmp_path / "same.onnx", tmp_path / "same.onnx", tmp_path / "other.onnx"]
     together(*[lambda path=path: tfd.export_onnx(model, path) for path in paths])
     assert {each.name for each in tmp_path.iterdir()} == {"same.onnx", "other.onnx"}
@@ -204,10 +205,10 @@ def with_gradients(images, offset):
     return [out, *tape.gradient(out, [images, offset])]
 
 
-@pytest.mark.parametrize("name", ["portable", "compiled"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_threads_get_the_same_bits(mode, name):
-    with tfd.use_implementation(name):
+def test_threads_get_the_same_bits(mode, implementation):
+    with tfd.use_implementation(implementation):
         call = MODES[mode](with_gradients)
         arguments = tf.constant(IMAGES), tf.constant(OFFSET)
 
@@ -218,11 +219,11 @@ def test_threads_get_the_same_bits(mode, name):
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("name", ["portable", "compiled"])
-def test_a_data_set_with_parallel_calls_gets_the_same_bits(name):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_data_set_with_parallel_calls_gets_the_same_bits(implementation):
     rng = np.random.default_rng(3)
     images = rng.normal(size=(24, 1, 9, 8, 3)).astype(np.float32)
-    with tfd.use_implementation(name):
+    with tfd.use_implementation(implementation):
         data = tf.data.Dataset.from_tensor_slices(images)
         data = data.map(lambda each: pooled(each, OFFSET), num_parallel_calls=THREADS)
         for image, found in zip(images, data, strict=True):
