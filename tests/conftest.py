@@ -91,6 +91,8 @@ def pytest_collection_modifyitems(config, items):
         marked = item.get_closest_marker("xla_kernels")
         lacking = not XLA_KERNELS and (marked or (compiled and UNDER_XLA.search(item.name)))
         lacking = lacking or item.get_closest_marker("newer_keras")
+        raw_jit = parameters.get("mode") == "jit" and item.path.name == "compiled_test.py"
+        lacking = lacking or (raw_jit and not XLA_KERNELS)
         (left_out if portable_always or lacking else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
