@@ -1,0 +1,42 @@
+"""The types in the signatures of public names, where editors and type checkers read them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+# Whatever keras.ops takes: tensors of TensorFlow, Keras's variables and KerasTensors, NumPy arrays.
+# Neither TensorFlow nor Keras has types that a checker could read.
+Tensor: TypeAlias = Any
+
+# Of a tensor, None being a size that is not known.
+Shape: TypeAlias = Sequence[int | None]
+
+# One number for all spatial axes, or one an axis.
+PerAxis: TypeAlias = int | Sequence[int]
+
+# The names that keras.layers takes, an int, or one (before, after) pair an axis.
+Padding: TypeAlias = Literal["valid", "same", "causal"] | int | Sequence[tuple[int, int]]
+DataFormat: TypeAlias = Literal["channels_last", "channels_first"]
+
+Interpolation: TypeAlias = Literal["bilinear", "nearest", "bicubic"]
+PaddingMode: TypeAlias = Literal["zeros", "border", "reflection"]
+Transformation: TypeAlias = Literal[
+    "translation", "attention", "similarity", "affine", "projective", "thin_plate_spline"
+]
+BoundingBoxFormat: TypeAlias = Literal[
+    "xyxy",
+    "yxyx",
+    "xywh",
+    "center_xywh",
+    "center_yxhw",
+    "rel_xyxy",
+    "rel_yxyx",
+    "rel_xywh",
+    "rel_center_xywh",
+]
+Implementation: TypeAlias = Literal["auto", "portable", "compiled"]
+
+# What the `get` of keras.activations, initializers, regularizers and constraints takes.
+Activation: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
+Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
+Regularizer: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
+Constraint: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
