@@ -14,8 +14,8 @@ import tensorflow as tf
 from tf_deform.layers.dcn import DCN
 from tf_deform.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deform.layers.deformable_conv import DeformableConv
+from tf_deform.layers.deformable_roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
 from tf_deform.layers.regions import RoIPooling
-from tf_deform.layers.roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
 from tf_deform.layers.spatial_transformer import SpatialTransformer
 
 __all__ = ["plot_attention", "plot_bins", "plot_flow", "plot_grid", "plot_taps"]

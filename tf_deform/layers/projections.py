@@ -1,12 +1,13 @@
 """What layers of deformable attention and of its kin share: their linear projections."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 
+from tf_deform.annotations import Constraint, Initializer, Regularizer
 from tf_deform.layers.base import Layer
-
-_INITIALIZERS = ("kernel_initializer", "bias_initializer")
-_REGULARIZERS = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
-_CONSTRAINTS = ("kernel_constraint", "bias_constraint")
 
 
 class Projected(Layer):
@@ -14,20 +15,29 @@ class Projected(Layer):
 
     Features are cast to the compute dtype; what is predicted, and coordinates that are given, are
     float32 or wider under every dtype policy.
+
+    Args:
+        kernel_initializer: of the projections' kernels. What predicts starts as published.
+        bias_initializer: of the projections' biases.
+        kernel_regularizer: of the projections' kernels, or None.
+        bias_regularizer: of the projections' biases, or None.
+        activity_regularizer: of the layer's outputs, or None.
+        kernel_constraint: of the projections' kernels, or None.
+        bias_constraint: of the projections' biases, or None.
     """
 
     def __init__(
         self,
         *,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        **kwargs,
-    ):
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        **kwargs: Any,
+    ) -> None:
         # Without autocast, coordinates given in float32 stay so; features are cast in `call`.
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -36,21 +46,6 @@ class Projected(Layer):
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
-
-    def get_config(self):
-        config = {name: getattr(self, name) for name in self._options}
-        for kind, names in (
-            (keras.initializers, _INITIALIZERS),
-            (keras.regularizers, _REGULARIZERS),
-            (keras.constraints, _CONSTRAINTS),
-        ):
-            config.update({name: kind.serialize(getattr(self, name)) for name in names})
-        return {**super().get_config(), **config}
-
-    @property
-    def _options(self):
-        """The names of the arguments that get_config returns as they are."""
-        return []
 
     @property
     def _wide(self):
