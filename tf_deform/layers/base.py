@@ -76,6 +76,16 @@ class Layer(keras.layers.Layer):
             )
 
 
+class Dense(keras.layers.Dense):
+    """Keras's, but `quantize` leaves it as it is: what predicts positions stays float.
+
+    It has Keras's name too, so that files of weights have the same entries.
+    """
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        pass
+
+
 def _default_name(cls):
     """Returns a name as Keras makes them, but "roi_align" where Keras has "ro_i_align"."""
     name = cls.__name__.replace("RoI", "Roi")

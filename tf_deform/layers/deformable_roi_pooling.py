@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_deform import ops
 from tf_deform.annotations import BoundingBoxFormat, PerAxis, Shape, Tensor
+from tf_deform.layers.base import Dense
 from tf_deform.layers.regions import RoIPooling
 from tf_deform.ops import validation
 from tf_deform.ops.regions import moved_bins, moved_bins_of_classes
@@ -66,14 +67,12 @@ class DeformableRoIPooling(RoIPooling):
         self.offset_units = validation.integers("offset_units", offset_units, minimum=1)
         self.supports_jit = self.supports_jit and sampling_ratio > 0
         self.hidden = [
-            keras.layers.Dense(
-                units, activation="relu", dtype=self.dtype_policy, name=f"offset_{index}"
-            )
+            Dense(units, activation="relu", dtype=self.dtype_policy, name=f"offset_{index}")
             for index, units in enumerate(self.offset_units)
         ]
         wide = "float64" if self.compute_dtype == "float64" else "float32"
         bins = math.prod(self.output_size)
-        self.predictor = keras.layers.Dense(
+        self.predictor = Dense(
             bins * (3 if self.modulated else 2),
             kernel_initializer="zeros",
             dtype=wide,

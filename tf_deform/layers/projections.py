@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tf_deform.annotations import Constraint, Initializer, Regularizer
-from tf_deform.layers.base import Layer
+from tf_deform.layers.base import Dense, Layer
 
 
 class Projected(Layer):
@@ -46,6 +46,29 @@ class Projected(Layer):
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
+        self._projections: dict[str, keras.layers.Dense] = {}
+        self._quantized: dict[str, Any] = {}  # how Keras quantised the projections that were saved
+
+    def get_config(self) -> dict[str, Any]:
+        quantized = {
+            name: {
+                "dtype": keras.dtype_policies.serialize(dense.dtype_policy),
+                "quantization_config": keras.saving.serialize_keras_object(
+                    getattr(dense, "quantization_config", None)  # older Keras has none
+                ),
+            }
+            for name, dense in self._projections.items()
+            if dense.dtype_policy.quantization_mode is not None
+        }
+        return {**super().get_config(), **({"quantized": quantized} if quantized else {})}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Projected:
+        config = dict(config)
+        quantized = config.pop("quantized", {})
+        layer = super().from_config(config)
+        layer._quantized = quantized
+        return layer
 
     @property
     def _wide(self):
@@ -53,6 +76,14 @@ class Projected(Layer):
 
     def _projection(self, units, channels, name, use_bias=True):
         """Returns a linear layer on `channels` channels, built, with the options given."""
+        options = {"dtype": self.dtype_policy}
+        if name in self._quantized:
+            saved = self._quantized[name]
+            options["dtype"] = keras.dtype_policies.deserialize(saved["dtype"])
+            if saved["quantization_config"] is not None:
+                options["quantization_config"] = keras.saving.deserialize_keras_object(
+                    saved["quantization_config"]
+                )
         dense = keras.layers.Dense(
             units,
             use_bias=use_bias,
@@ -62,15 +93,16 @@ class Projected(Layer):
             bias_regularizer=self.bias_regularizer,
             kernel_constraint=self.kernel_constraint,
             bias_constraint=self.bias_constraint,
-            dtype=self.dtype_policy,
             name=name,
+            **options,
         )
         dense.build((None, channels))
+        self._projections[name] = dense
         return dense
 
     def _predictor(self, units, channels, name, bias_initializer="zeros"):
         """Returns a linear layer on `channels` channels, built, whose kernel starts at zero."""
-        dense = keras.layers.Dense(
+        dense = Dense(
             units,
             kernel_initializer="zeros",
             bias_initializer=bias_initializer,

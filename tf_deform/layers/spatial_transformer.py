@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_deform import ops
 from tf_deform.annotations import Interpolation, PaddingMode, PerAxis, Shape, Tensor, Transformation
-from tf_deform.layers.base import Layer
+from tf_deform.layers.base import Dense, Layer
 from tf_deform.ops import grids, validation
 from tf_deform.ops.sampling import INTERPOLATIONS, PADDING_MODES
 
@@ -176,7 +176,7 @@ class SpatialTransformer(_Sampler):
                 raise ValueError("parameters must be given, because localization is None")
             return
         identity = self._identity(rank)
-        self.predictor = keras.layers.Dense(
+        self.predictor = Dense(
             len(identity),
             kernel_initializer="zeros",
             bias_initializer=lambda shape, dtype: tf.constant(identity, dtype, shape),
