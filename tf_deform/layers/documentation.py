@@ -21,7 +21,7 @@ def completed(cls):
     for base_paragraphs, base_sections in inherited:
         rest = rest or base_paragraphs.partition("\n\n")[2]
         for name, text in base_sections.items():
-            if name != "Example":
+            if name in ("Returns", "Raises", "Source"):
                 sections.setdefault(name, text)
     for name, function in (("Args", cls.__init__), ("Call arguments", cls.call)):
         mine, *others = [_entries(each.get(name, "")) for _, each in [own, *inherited]]
