@@ -221,9 +221,7 @@ def test_a_projective_transformer_takes_matrices(rng):
 def test_a_matrix_of_another_shape_names_both_shapes(rng):
     inputs = rng.normal(size=(2, 9, 7, 3)).astype("float32")
     layer = tfd.layers.SpatialTransformer()
-    message = (
-        r"parameters must have shape \[batch, 6\] or \[batch, 2, 3\] for .* affine.* received"
-    )
+    message = r"parameters must have shape \[batch, 6\] or \[batch, 2, 3\] for .* affine.* received"
     for wrong in ((2, 7), (2, 3, 2), (2, 6, 1, 1)):
         with pytest.raises(ValueError, match=message):
             layer(inputs, np.zeros(wrong, "float32"))
