@@ -47,7 +47,9 @@ class Projected(Layer):
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self._projections: dict[str, keras.layers.Dense] = {}
-        self._quantized: dict[str, Any] = {}  # how Keras quantised the projections that were saved
+        self.quantized_projections: dict[
+            str, Any
+        ] = {}  # how Keras quantised the projections that were saved
 
     def get_config(self) -> dict[str, Any]:
         quantized = {
@@ -60,14 +62,17 @@ class Projected(Layer):
             for name, dense in self._projections.items()
             if dense.dtype_policy.quantization_mode is not None
         }
-        return {**super().get_config(), **({"quantized": quantized} if quantized else {})}
+        return {
+            **super().get_config(),
+            **({"quantized_projections": quantized} if quantized else {}),
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Projected:
         config = dict(config)
-        quantized = config.pop("quantized", {})
+        quantized = config.pop("quantized_projections", {})
         layer = super().from_config(config)
-        layer._quantized = quantized
+        layer.quantized_projections = quantized
         return layer
 
     @property
@@ -77,8 +82,8 @@ class Projected(Layer):
     def _projection(self, units, channels, name, use_bias=True):
         """Returns a linear layer on `channels` channels, built, with the options given."""
         options = {"dtype": self.dtype_policy}
-        if name in self._quantized:
-            saved = self._quantized[name]
+        if name in self.quantized_projections:
+            saved = self.quantized_projections[name]
             options["dtype"] = keras.dtype_policies.deserialize(saved["dtype"])
             if saved["quantization_config"] is not None:
                 options["quantization_config"] = keras.saving.deserialize_keras_object(
