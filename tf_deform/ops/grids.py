@@ -4,19 +4,25 @@ Grids are in normalised coordinates, (x, y[, z]) order, as users of other librar
 and 1 are the outer edges of the edge pixels, or their centres with `align_corners`.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_deform import compiled, onnx_ops
+from tf_deform.annotations import Interpolation, PaddingMode, PerAxis, Tensor
 from tf_deform.ops import sampling, validation
 from tf_deform.ops.symbolic import operator
 
 
 @operator
-def affine_grid(theta, output_size, *, align_corners=False):
+def affine_grid(
+    theta: Tensor, output_size: Sequence[int | Tensor], *, align_corners: bool = False
+) -> Tensor:
     """Returns the sampling grid `[batch, *output_size, rank]` of affine transformations.
 
     Args:
@@ -42,7 +48,9 @@ def affine_grid(theta, output_size, *, align_corners=False):
 
 
 @operator
-def projective_grid(theta, output_size, *, align_corners=False):
+def projective_grid(
+    theta: Tensor, output_size: Sequence[int | Tensor], *, align_corners: bool = False
+) -> Tensor:
     """Returns the sampling grid `[batch, height, width, 2]` of projective transformations.
 
     Args:
@@ -69,8 +77,12 @@ def projective_grid(theta, output_size, *, align_corners=False):
 
 @operator
 def thin_plate_spline_grid(
-    displacements, output_size, *, control_points=(4, 4), align_corners=False
-):
+    displacements: Tensor,
+    output_size: Sequence[int | Tensor],
+    *,
+    control_points: PerAxis = (4, 4),
+    align_corners: bool = False,
+) -> Tensor:
     """Returns the sampling grid `[batch, height, width, 2]` of thin plate splines.
 
     The control points lie on a regular grid from -1 to 1, row by row; each samples the input at
@@ -80,7 +92,7 @@ def thin_plate_spline_grid(
     Args:
         displacements: `[batch, rows * columns, 2]`, floating-point, normalised (x, y).
         output_size: (height, width); ints or scalar tensors.
-        control_points: (rows, columns), each at least 2.
+        control_points: int, or (rows, columns), each at least 2.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
 
     Returns:
@@ -101,17 +113,24 @@ def thin_plate_spline_grid(
 
 @operator
 def grid_sample(
-    inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False
-):
+    inputs: Tensor,
+    grid: Tensor,
+    *,
+    interpolation: Interpolation = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
     """Returns `[batch, *output_size, channels]`: the inputs sampled at a normalised grid.
 
     Args:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
         grid: `[batch, *output_size, rank]`, normalised, the last axis (x, y[, z]). Use float32 or
             float64: half precision loses sub-pixels.
-        interpolation: "bilinear", "nearest" (halves to even; no gradient to the grid) or "bicubic".
-        padding_mode: "zeros", "border" or "reflection" (about the outer edges of the edge pixels,
-            or about their centres with `align_corners`).
+        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves to even; no
+            gradient to the grid) or "bicubic" (cubic convolution with A = -0.75).
+        padding_mode: "zeros" outside the image; "border" repeats the edge pixel; "reflection"
+            reflects about the outer edges of the edge pixels, or with `align_corners` about their
+            centres.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
 
     Returns:
