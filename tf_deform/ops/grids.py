@@ -27,7 +27,8 @@ def affine_grid(
 
     Args:
         theta: `[batch, 2, 3]` or `[batch, 3, 4]`, floating-point: maps a normalised output position
-            (x, y[, z], 1) to the normalised input position sampled there.
+            (x, y[, z], 1) to the normalised input position sampled there. `[batch, 6]` or
+            `[batch, 12]` are the same row by row.
         output_size: (height, width) or (depth, height, width); ints or scalar tensors.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
 
@@ -210,7 +211,7 @@ def affine(theta, output_size, align_corners):
     validation.output_size(output_size, (2, 3))
     align_corners = validation.boolean("align_corners", align_corners)
     rank = len(output_size)
-    theta = _parameters("theta", theta, [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]")
+    theta = _matrices(theta, rank)
     axes = _normalized(output_size, align_corners, theta.dtype)
     if compiled.stays_on_cpu():  # on a GPU tf.matmul would round to TF32
         return _affine_product(theta, axes, output_size)
@@ -300,6 +301,22 @@ def _affine_product(theta, axes, output_size):
     factors = tf.reshape(tf.stack(factors, axis=-1), [math.prod(outer), rank])
     grid = tf.matmul(factors, tf.reshape(rows, [batch, rank, width * rank]))
     return tf.reshape(grid, [batch, *output_size, rank])
+
+
+def _matrices(theta, rank):
+    """Returns `[batch, rank, rank + 1]`, in float32 or wider, of a theta that may be flat."""
+    theta = validation.floating("theta", theta)
+    entries = rank * (rank + 1)
+    expected, meaning = [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]"
+    if theta.shape.rank == 2:
+        expected, meaning = [None, entries], f"{meaning} or [batch, {entries}]"
+    else:
+        meaning = f"[batch, {entries}] or {meaning}"
+    theta = _parameters("theta", theta, expected, meaning)
+    # Were the whole shape constant, TensorFlow would reshape before it checks.
+    matrices = tf.reshape(theta, [-1, rank, rank + 1])
+    matrices.set_shape([theta.shape[0], rank, rank + 1])
+    return matrices
 
 
 def _parameters(name, tensor, expected, meaning):
