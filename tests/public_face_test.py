@@ -67,7 +67,8 @@ def test_every_parameter_and_what_is_returned_has_a_type(name):
 def test_types_are_read_by_their_names(name):
     """And the names are those of something: `Axes` is not there when the package runs."""
     function = function_of(TYPED[name])
-    written = [each.annotation for each in parameters_of(TYPED[name])]
+    named = [each for each in parameters_of(TYPED[name]) if each.kind is not each.VAR_KEYWORD]
+    written = [each.annotation for each in named]
     assert all(isinstance(each, str) for each in written)
     assert not re.search(r"\bAny\b|Literal", " ".join(written))
     typing.get_type_hints(function, localns={"Axes": matplotlib.axes.Axes})
