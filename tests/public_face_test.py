@@ -50,7 +50,7 @@ def arguments_in(docstring):
     """Returns {argument: its text} of the section Args of a docstring."""
     section = re.search(r"^Args:\n((?:    .*\n|\n)+)", f"{docstring}\n", flags=re.M)
     entries = re.findall(
-        r"^    (\w+): (.+(?:\n {8}.+)*)", section.group(1) if section else "", re.M
+        r"^    \**(\w+): (.+(?:\n {8}.+)*)", section.group(1) if section else "", re.M
     )
     return dict(entries)
 
@@ -77,8 +77,7 @@ def test_types_are_read_by_their_names(name):
 @pytest.mark.parametrize("name", TYPED)
 def test_the_docstring_has_an_entry_for_every_argument(name):
     described = arguments_in(inspect.getdoc(TYPED[name]))
-    named = [each for each in parameters_of(TYPED[name]) if each.kind is not each.VAR_KEYWORD]
-    assert list(described) == [each.name for each in named]
+    assert list(described) == [each.name for each in parameters_of(TYPED[name])]
 
 
 @pytest.mark.parametrize("name", TYPED)
