@@ -113,9 +113,9 @@ class MultiScaleRoIAlign(RoIPooling):
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Sequence[Tensor] | Mapping[str, Tensor], boxes: Tensor) -> Tensor:
-        features, boxes, image, shape = self._arguments(features, boxes)
+        maps, boxes, image, shape = self._arguments(features, boxes)
         pooled = ops.multi_scale_roi_align(
-            features,
+            maps,
             boxes,
             image,
             self.output_size,

@@ -303,7 +303,6 @@ class SpatialTransformer(_Sampler):
                 theta = tf.reshape(theta, [batch, 3, 3])
             return grids.projective(theta, size, self.align_corners)
         theta = _AFFINE[self.transformation](parameters, rank)
-        theta = tf.reshape(theta, [batch, rank, rank + 1])
         return grids.affine(theta, size, self.align_corners)
 
 
