@@ -244,3 +244,19 @@ def test_a_pyramid_in_a_dictionary_is_taken_finest_first(rng):
     np.testing.assert_array_equal(model([maps, boxes]), expected)
     loaded = keras.models.Model.from_config(model.get_config())
     np.testing.assert_array_equal(loaded([maps, boxes]), expected)
+
+
+@ALL
+def test_none_in_the_place_of_what_must_be_given_is_named(case):
+    layer = LAYERS[case.layer]
+    arguments = arguments_of(case)
+    for position, each in enumerate(list(inspect.signature(layer.call).parameters.values())[1:]):
+        if each.default is not None:
+            wrong = [*arguments[:position], None, *arguments[position + 1 :]]
+            with pytest.raises(TypeError, match=rf"^{each.name} must be given, received None"):
+                make(case)(*wrong)
+
+
+def test_box_indices_that_are_none_are_named():
+    with pytest.raises(TypeError, match="box_indices must be an integer tensor, received None"):
+        tfd.ops.roi_align(tf.zeros([1, 5, 4, 2]), tf.zeros([1, 4]), None, 2)

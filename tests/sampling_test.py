@@ -451,3 +451,10 @@ def test_sample_converts_to_litert_with_builtin_operators(
         lambda *each: ops.sample(*each, **options), values, points, free_sizes=free_sizes
     )
     assert relative_error(actual, oracles.sample(values, points, **options)) < TOLERANCE["float32"]
+
+
+def test_a_number_of_channels_that_is_not_known_is_taken(rng):
+    values, points = rng.normal(size=(2, 9, 7, 3)), rng.uniform(0, 6, (2, 5, 4, 2))
+    signature = [tf.TensorSpec([2, 9, 7, None], tf.float64)]
+    traced = tf.function(lambda each: ops.sample(each, points), signature, autograph=False)
+    np.testing.assert_array_equal(traced(values), ops.sample(values, points))

@@ -45,16 +45,18 @@ class Layer(keras.layers.Layer):
         super().__init__(autocast=False, name=name or _default_name(type(self)), **kwargs)
         self.supports_jit = compiled.supports_jit()
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Keras asks for shapes before `call` can say what is wrong with them.
-        if any(map(_of_unknown_rank, tf.nest.flatten([args, kwargs]))):
-            named = dict(zip(inspect.signature(self.call).parameters, args, strict=False), **kwargs)
-            flat = ((name, tf.nest.flatten(argument)) for name, argument in named.items())
-            wrong = next(name for name, each in flat if any(map(_of_unknown_rank, each)))
-            raise ValueError(
-                f"{wrong} must have a known rank, received a tensor of unknown rank; give it one "
-                "by tf.ensure_shape"
-            )
+        parameters = inspect.signature(self.call).parameters
+        named = dict(zip(parameters, args, strict=False), **kwargs)
+        for name, argument in named.items():
+            if any(map(_of_unknown_rank, tf.nest.flatten(argument))):
+                raise ValueError(
+                    f"{name} must have a known rank, received a tensor of unknown rank; give it "
+                    "one by tf.ensure_shape"
+                )
+            if argument is None and name in parameters and parameters[name].default is not None:
+                raise TypeError(f"{name} must be given, received None")
         return super().__call__(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

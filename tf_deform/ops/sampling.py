@@ -136,7 +136,7 @@ def sample(
     points = tf.reshape(points, [batch, math.prod(inner), rank])
     axes = [points[..., axis] for axis in range(rank)]
     out = sample_axes(values, axes, interpolation, padding_mode)
-    return tf.reshape(out, [batch, *inner, values.shape[-1]])
+    return tf.reshape(out, [batch, *inner, validation.sizes(values)[-1]])
 
 
 def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
@@ -200,6 +200,8 @@ def place(p, size, rule, half_pixel=False):
 
 def checked_image_index(name, index, rows, images):
     """Returns `[rows]` image indices as int32 or int64; at run time each must be in [0, images)."""
+    if index is None:
+        raise TypeError(f"{name} must be an integer tensor, received None")
     index = tf.convert_to_tensor(index)
     if not index.dtype.is_integer:
         raise TypeError(f"{name} must be an integer tensor, received {index.dtype.name}")
