@@ -1,6 +1,7 @@
 """The types in the signatures of public names, where editors and type checkers read them."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 # Whatever keras.ops takes: tensors of TensorFlow, Keras's variables and KerasTensors, NumPy arrays.
@@ -40,3 +41,7 @@ Activation: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
 Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 Regularizer: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
 Constraint: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
+
+# Of a file of weights, and of weights: names to arrays or to tensors of PyTorch, or such a file.
+WeightsPath: TypeAlias = str | bytes | os.PathLike[str]
+Weights: TypeAlias = Mapping[str, Any] | WeightsPath
