@@ -32,7 +32,7 @@ class RoIAlign(RoIPooling):
     Call arguments:
         features: `[batch, height, width, channels]`.
         boxes: `[batch, rois, 4]` in input-image pixels, or relative to the image. Float32: half
-            precision loses pixels. A NaN box gives 0.
+            precision loses pixels. A NaN box gives 0: `tfd.boxes.pad` fills up with them.
 
     Raises:
         ValueError, TypeError: an option, shape or dtype that does not fit.
