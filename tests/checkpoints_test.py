@@ -123,7 +123,7 @@ def test_torch_is_not_imported_for_tensors(monkeypatch):
 
 # Checkpoints
 
-STATE = {"fc.weight": Tensor(WEIGHT), "fc.bias": Tensor(BIAS)}
+STATE = {"fc.weight": Tensor(WEIGHT.copy()), "fc.bias": Tensor(BIAS)}
 OTHER = {"state": {0: {"step": Tensor(np.float32(3))}}, "param_groups": [{"lr": 0.1}]}
 CHECKPOINTS = {
     "a state_dict": STATE,
