@@ -55,7 +55,7 @@ def pad(boxes: Tensor | Sequence[Tensor], size: int | None = None) -> tf.Tensor:
         validation.at_least(0, size=size)
     boxes = _ragged(boxes)
     if size is not None:
-        most = tf.reduce_max(tf.concat([[0], tf.cast(boxes.row_lengths(), tf.int32)], axis=0))
+        most = tf.reduce_max(boxes.row_lengths())  # of no images the lowest number
         message = f"boxes must be at most size={size} an image, received an image with"
         values = validation.satisfying(boxes.values, most <= size, message, most)
         boxes = boxes.with_values(values)

@@ -163,8 +163,6 @@ def _may_be_meant(other, prefix, shapes, arrays):
 
     All prefixes end as an empty one does: under these all entries must be there in their shapes.
     """
-    if other and not other.endswith("."):
-        return False
     if not prefix:
         return all(
             tuple(getattr(arrays.get(f"{other}{tail}"), "shape", None) or ()) == shape
