@@ -2,6 +2,7 @@
 
 import functools
 import re
+import signal
 import warnings
 
 import hypothesis
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import oracles
+import progress
 import tf_deform as tfd
 
 IMPLEMENTATIONS = ["portable", "compiled"]
@@ -73,6 +75,10 @@ def implementation(request):
 
 
 def pytest_configure(config):
+    # A shell lets what it runs in the background ignore interrupts, which some tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):  # the workers print nothing
+        config.pluginmanager.register(progress.Progress(config), "progress-by-file")
     config.addinivalue_line("markers", "xla_kernels: XLA compiles the library's ops, if it can")
     config.addinivalue_line("markers", "newer_keras: reads what a newer Keras has saved")
 

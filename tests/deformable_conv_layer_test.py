@@ -88,7 +88,10 @@ def test_own_options_are_keyword_only_with_the_documented_defaults():
         "mask_scale": 2.0,
         "max_offset": None,
         "offset_kernel_initializer": "zeros",
+        "offset_lr_multiplier": 1.0,
         "offset_gradient_scale": 1.0,
+        "lora_rank": None,
+        "lora_alpha": None,
     }
 
 

@@ -1,5 +1,6 @@
 import itertools
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +16,7 @@ from conftest import (
     relative_error,
     run_litert,
 )
-from tf_deform import ops
+from tf_deform import layers, ops
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -74,6 +75,74 @@ def test_affine_grids_in_three_dimensions_equal_the_oracle(rng, output_size, ali
     actual = ops.affine_grid(theta, output_size, align_corners=align_corners)
     expected = oracles.affine_grid(theta, output_size, align_corners=align_corners)
     assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+FLAT = {"2-D": ((3, 5), 6), "3-D": ((3, 4, 2), 12)}  # output sizes, entries of theta
+
+
+def draw_flat(rng, output_size):
+    """Returns thetas `[2, entries]`, row by row, and the grids that the oracle makes of them."""
+    rank = len(output_size)
+    theta = rng.normal(size=[2, rank, rank + 1])
+    return theta.reshape(2, -1), oracles.affine_grid(theta, output_size)
+
+
+@pytest.mark.parametrize(("output_size", "entries"), FLAT.values(), ids=FLAT)
+def test_affine_grids_of_flat_thetas_equal_the_oracle(rng, output_size, entries, mode):
+    theta, expected = draw_flat(rng, output_size)
+    assert theta.shape == (2, entries)
+    actual = mode(lambda theta: ops.affine_grid(theta, output_size))(theta)
+    assert relative_error(actual, expected) < TOLERANCE["float64"]
+    half = ops.affine_grid(tf.cast(theta, tf.float16), output_size)
+    assert half.dtype == tf.float32
+
+
+@pytest.mark.parametrize("free", [[None, None], [None, "entries"], [2, None]], ids=str)
+@pytest.mark.parametrize(("output_size", "entries"), FLAT.values(), ids=FLAT)
+def test_flat_thetas_may_have_sizes_unknown_while_tracing(rng, output_size, entries, free):
+    theta, expected = draw_flat(rng, output_size)
+    shape = [entries if size == "entries" else size for size in free]
+    dynamic = tf.function(
+        lambda theta: ops.affine_grid(theta, output_size),
+        input_signature=[tf.TensorSpec(shape, tf.float64)],
+    )
+    actual = dynamic(theta)
+    assert relative_error(actual, expected) < TOLERANCE["float64"]
+    known = dynamic.get_concrete_function().structured_outputs.shape
+    assert known.as_list() == [shape[0], *output_size, len(output_size)]
+    if shape[1] is None:
+        words = rf"theta must have shape .* or \[batch, {entries}\]"
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            dynamic(theta[:, 1:])
+
+
+@pytest.mark.parametrize("shape", [(None,), (6,), (2, 3), (None, None)], ids=str)
+def test_thetas_may_be_keras_tensors_of_either_shape(rng, shape):
+    theta, expected = draw_flat(rng, (3, 5))
+    symbol = keras.Input(shape, dtype="float64")
+    grid = ops.affine_grid(symbol, (3, 5))
+    assert grid.shape == (None, 3, 5, 2)
+    given = theta if len(shape) == 1 else theta.reshape(2, 2, 3)
+    assert relative_error(keras.Model(symbol, grid)(given), expected) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize(("output_size", "entries"), FLAT.values(), ids=FLAT)
+def test_flat_thetas_are_the_parameters_of_a_spatial_transformer(rng, output_size, entries):
+    parameters = rng.normal(size=[2, entries]).astype(np.float32)
+    images = np.zeros([2, *output_size, 1], np.float32)
+    layer = layers.SpatialTransformer(None, "affine")
+    layer.build(images.shape, parameters.shape)
+    expected = layer.sampling_grid(images, parameters)
+    actual = ops.affine_grid(parameters, output_size)
+    assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 3, 3), (2, 12), (6,), (2, 1, 2, 3)], ids=str)
+def test_a_theta_that_does_not_fit_is_told_both_shapes(shape):
+    with pytest.raises(ValueError, match="theta must have shape ") as raised:
+        ops.affine_grid(np.zeros(shape), (3, 5))
+    assert "[batch, 2, 3]" in str(raised.value)
+    assert "[batch, 6]" in str(raised.value)
 
 
 @pytest.mark.parametrize("control_points", [(2, 2), (2, 5), (3, 2)])

@@ -58,6 +58,11 @@ def test_an_unknown_implementation_lists_the_known_ones_and_changes_nothing(choo
     assert chosen() == "portable"
 
 
+def test_use_implementation_refuses_a_wrong_name_before_its_block_is_entered():
+    with pytest.raises(ValueError, match="implementation must be one of"):
+        tfd.use_implementation("cuda")
+
+
 def test_use_implementation_restores_what_was_chosen_before():
     tfd.set_implementation("portable")
     with tfd.use_implementation("auto"):

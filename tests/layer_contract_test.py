@@ -51,6 +51,7 @@ CONVOLUTION = {
     "mask_scale": 1.5,
     "max_offset": 3.0,
     "offset_kernel_initializer": "random_normal",
+    "offset_lr_multiplier": 0.25,
     "offset_gradient_scale": 0.5,
 }
 
@@ -371,7 +372,10 @@ def test_a_model_saved_to_keras_loads_with_the_same_outputs(case, tmp_path):
 
 
 # What Keras checks itself, or serialises.
-KERAS = {*PROJECTIONS, "activity_regularizer", "activation", "offset_kernel_initializer"}
+KERAS = {
+    *("name", "activity_regularizer", "activation", "offset_kernel_initializer"),
+    *PROJECTIONS,
+}
 
 
 def arguments_with_defaults(case):

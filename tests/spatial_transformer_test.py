@@ -341,7 +341,7 @@ BAD_OPTIONS = {
     r"control_points must be an int or 2 ints of at least 2, received \(1, 4\)": {
         "control_points": (1, 4)
     },
-    r"output_size must .*received 7": {"output_size": 7},
+    r"output_size must .*received 0": {"output_size": 0},
     r"align_corners must be True or False, received 'yes'": {"align_corners": "yes"},
     r"transformation must be one of 'translation', .*, received \['affine'\]": {
         "transformation": ["affine"]

@@ -181,7 +181,9 @@ WRONG_SHAPES = [
     (deformable_ps_roi_pool, {"offset": z(3, 3, 3, 8)}),  # 4 classes of 6 channels
     (deformable_ps_roi_pool, {"offset": z(3, 2, 2, 4)}),
     (ops.affine_grid, {"theta": z(2, 3, 3), "output_size": (4, 5)}),
-    (ops.affine_grid, {"theta": z(2, 6), "output_size": (4, 5)}),
+    (ops.affine_grid, {"theta": z(2, 12), "output_size": (4, 5)}),
+    (ops.affine_grid, {"theta": z(2, 6), "output_size": (4, 5, 6)}),
+    (ops.affine_grid, {"theta": z(6), "output_size": (4, 5)}),
     (ops.affine_grid, {"theta": z(2, 2, 3), "output_size": (4, 5, 6)}),
     (ops.projective_grid, {"theta": z(2, 2, 3), "output_size": (4, 5)}),
     (ops.thin_plate_spline_grid, {"displacements": z(2, 9, 2), "output_size": (4, 5)}),

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
 import tf_deform as tfd
+from tf_deform import drawing
 
 visualization, layers = tfd.visualization, tfd.layers
 IMAGE = np.random.default_rng(2).uniform(size=(12, 9, 3)).astype("float32")
@@ -83,7 +84,7 @@ def test_taps_lie_where_a_convolution_samples(data_format, rng, ax):
     order = np.argsort(modulation[0, 4, 1].reshape(3, 6), axis=1)
     for group in range(3):
         assert np.all(np.diff(sizes(ax)[2 * group + 1][order[group]]) > 0)
-    assert colours(ax)[1::2] == list(visualization.COLOURS[:3])
+    assert colours(ax)[1::2] == list(drawing.COLOURS[:3])
 
 
 def test_taps_of_features_are_enlarged_to_the_image(rng, ax):
@@ -221,7 +222,7 @@ def test_attention_is_drawn_where_a_query_looks(rng, ax):
     np.testing.assert_allclose(lines(ax), [points[0, 1:] * [9, 12] - 0.5], atol=1e-5)
     weights = layer.sampling_weights(query).numpy()[0, 1].ravel()
     assert np.all(np.diff(np.ravel(sizes(ax))[np.argsort(weights)]) > 0)
-    assert colours(ax) == [each for each in visualization.COLOURS[:3] for _ in range(2)]
+    assert colours(ax) == [each for each in drawing.COLOURS[:3] for _ in range(2)]
     markers = [each.get_paths()[0].vertices.shape for each in ax.collections]
     assert markers[0] == markers[2] and markers[0] != markers[1]
 

@@ -40,3 +40,7 @@ __all__ = [
     "use_implementation",
     "visualization",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,14 +4,19 @@ Arguments, their order and defaults, and values are those of Addons, and gradien
 positions and transforms; docs/addons.md says what differs.
 """
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import tensorflow as tf
 
+from tf_deform.annotations import FillMode, Indexing, PixelInterpolation, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.displacement import warped
-from tf_deform.ops.projection import FILL_MODES, project
+from tf_deform.ops.projection import project
 from tf_deform.ops.sampling import sample
 from tf_deform.ops.splines import polyharmonic_spline
 from tf_deform.ops.symbolic import operator
@@ -27,15 +32,19 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 @operator
-def resampler(data, warp, name=None):
+def resampler(data: Tensor, warp: Tensor, name: str | None = None) -> Tensor:
     """Returns `[batch, ..., channels]`: bilinear samples of the data at (x, y) positions.
 
     Args:
         data: `[batch, height, width, channels]`, any floating dtype.
         warp: `[batch, ..., 2]`, (x, y) in pixels. Outside the image the data are 0, with a linear
             ramp over the last pixel. Use float32 or float64.
-        name: of the operations' name scope.
+        name: of the operations' name scope; None: the function's own.
 
     Returns:
         Samples in the dtype of `data`. A NaN or infinite position samples 0.
@@ -62,14 +71,16 @@ def resampler(data, warp, name=None):
 
 
 @operator
-def interpolate_bilinear(grid, query_points, indexing="ij", name=None):
+def interpolate_bilinear(
+    grid: Tensor, query_points: Tensor, indexing: Indexing = "ij", name: str | None = None
+) -> Tensor:
     """Returns `[batch, n, channels]`: bilinear samples of a grid, its edge pixels repeated.
 
     Args:
         grid: `[batch, height, width, channels]`, floating-point, at least 2 pixels high and wide.
         query_points: `[batch, n, 2]` in pixels. Use float32 or float64.
         indexing: "ij" if the points are (y, x), "xy" if they are (x, y).
-        name: of the operations' name scope.
+        name: of the operations' name scope; None: the function's own.
 
     Returns:
         Samples in the dtype of `grid`. A NaN or infinite position samples 0.
@@ -86,7 +97,7 @@ def interpolate_bilinear(grid, query_points, indexing="ij", name=None):
         >>> interpolate_bilinear(grid, [[[0.5, 1.0], [0.0, 9.0]]]).numpy().tolist()
         [[[2.5], [2.0]]]
     """
-    validation.choice("indexing", indexing, ("ij", "xy"))
+    validation.choice("indexing", indexing, get_args(Indexing))
     with tf.name_scope(name or "interpolate_bilinear"):
         grid = _images("grid", grid, least=2)
         points = validation.shaped(
@@ -100,7 +111,7 @@ def interpolate_bilinear(grid, query_points, indexing="ij", name=None):
 
 
 @operator
-def dense_image_warp(image, flow, name=None):
+def dense_image_warp(image: Tensor, flow: Tensor, name: str | None = None) -> Tensor:
     """Returns `[batch, height, width, channels]`: at every pixel p the image at `p - flow[p]`.
 
     The flow is subtracted: where it is (0, 1), a pixel takes the value of its left neighbour.
@@ -110,7 +121,7 @@ def dense_image_warp(image, flow, name=None):
         image: `[batch, height, width, channels]`, floating-point, at least 2 pixels high and wide;
             its edge pixels are repeated.
         flow: `[batch, height, width, 2]`, (y, x) in pixels. Use float32 or float64.
-        name: of the operations' name scope.
+        name: of the operations' name scope; None: the function's own.
 
     Returns:
         The warped image in its own dtype. A NaN or infinite flow samples 0.
@@ -141,14 +152,14 @@ def dense_image_warp(image, flow, name=None):
 
 @operator
 def sparse_image_warp(
-    image,
-    source_control_point_locations,
-    dest_control_point_locations,
-    interpolation_order=2,
-    regularization_weight=0.0,
-    num_boundary_points=0,
-    name="sparse_image_warp",
-):
+    image: Tensor,
+    source_control_point_locations: Tensor,
+    dest_control_point_locations: Tensor,
+    interpolation_order: int = 2,
+    regularization_weight: float | Tensor = 0.0,
+    num_boundary_points: int = 0,
+    name: str | None = "sparse_image_warp",
+) -> tuple[Tensor, Tensor]:
     """Returns the image warped so that control points move, and the flow that does it.
 
     The points' displacements are interpolated by `interpolate_spline`, and the image is warped by
@@ -160,11 +171,11 @@ def sparse_image_warp(
         source_control_point_locations: `[batch, n, 2]`, (y, x) in pixels of the image; batch is 1
             for a single image. Use float32 or float64.
         dest_control_point_locations: `[batch, n, 2]`, where those are to be in the result.
-        interpolation_order: the spline's order, at least 1.
-        regularization_weight: of the spline; above 0 the points are met only about.
+        interpolation_order: the spline's order, at least 1; 2 is the thin plate spline.
+        regularization_weight: a number, or a scalar tensor: 0 meets the points, more only about.
         num_boundary_points: points with zero flow that are added along each edge of the image,
             without its last corner: 1 for the four corners, 2 for them and the edges' middles.
-        name: of the operations' name scope.
+        name: of the operations' name scope; None: the function's own.
 
     Returns:
         The warped image, like `image`, and the flow `[batch, height, width, 2]`, (y, x) in pixels,
@@ -209,13 +220,13 @@ def sparse_image_warp(
 
 @operator
 def interpolate_spline(
-    train_points,
-    train_values,
-    query_points,
-    order,
-    regularization_weight=0.0,
-    name="interpolate_spline",
-):
+    train_points: Tensor,
+    train_values: Tensor,
+    query_points: Tensor,
+    order: int,
+    regularization_weight: float | Tensor = 0.0,
+    name: str | None = "interpolate_spline",
+) -> Tensor:
     """Returns `[batch, m, k]`: the polyharmonic spline through values at points, at other points.
 
     Its kernel is r^order for odd orders and r^order log r for even ones, plus an affine map.
@@ -226,7 +237,7 @@ def interpolate_spline(
         query_points: `[batch, m, d]`, floating-point.
         order: of the kernel, at least 1; 2 is the thin plate spline.
         regularization_weight: a number, or a scalar tensor: 0 fits the values, more smooths.
-        name: of the operations' name scope.
+        name: of the operations' name scope; None: the function's own.
 
     Returns:
         Values in float32, or float64 if any argument is float64.
@@ -273,14 +284,14 @@ def interpolate_spline(
 
 @operator
 def transform(
-    images,
-    transforms,
-    interpolation="nearest",
-    fill_mode="constant",
-    output_shape=None,
-    name=None,
-    fill_value=0.0,
-):
+    images: Tensor,
+    transforms: Tensor,
+    interpolation: PixelInterpolation = "nearest",
+    fill_mode: FillMode = "constant",
+    output_shape: Sequence[int] | Tensor | None = None,
+    name: str | None = None,
+    fill_value: float | Tensor = 0.0,
+) -> Tensor:
     """Returns images resampled under projective transforms from output to input pixels.
 
     The output pixel (x, y) takes the image at `((a0 x + a1 y + a2) / k, (b0 x + b1 y + b2) / k)`
@@ -295,8 +306,9 @@ def transform(
         fill_mode: what is outside: "constant", "nearest" (the edge pixel), "reflect" (about the
             outer edges of the edge pixels) or "wrap". See docs/addons.md about "wrap".
         output_shape: (height, width) of the result, ints or an int32 tensor; None: the images'.
-        name: of the operations' name scope.
-        fill_value: a number, what is outside under "constant", and where k is 0 under all modes.
+        name: of the operations' name scope; None: the function's own.
+        fill_value: a number or a scalar tensor, what is outside under "constant", and where k is 0
+            under all modes.
 
     Returns:
         Images of the rank and dtype given. Integer images are computed in float64, and fractions
@@ -313,9 +325,9 @@ def transform(
         >>> transform(image, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]).numpy().tolist()
         [[1.0, 2.0, 0.0], [4.0, 5.0, 0.0]]
     """
-    interpolation, fill_mode = str(interpolation).lower(), str(fill_mode).lower()
-    validation.choice("interpolation", interpolation, ("nearest", "bilinear"))
-    validation.choice("fill_mode", fill_mode, FILL_MODES)
+    method, outside = str(interpolation).lower(), str(fill_mode).lower()
+    validation.choice("interpolation", method, get_args(PixelInterpolation))
+    validation.choice("fill_mode", outside, get_args(FillMode))
     with tf.name_scope(name or "transform"):
         images = tf.convert_to_tensor(images)
         if not (images.dtype.is_floating or images.dtype.is_integer):
@@ -327,19 +339,19 @@ def transform(
         size = space if output_shape is None else _output_size(output_shape)
         if not (tf.is_tensor(fill_value) or validation.is_real(fill_value)):
             raise ValueError(f"fill_value must be a number, received {fill_value!r}")
-        out = project(images, transforms, size, interpolation, fill_mode, fill_value)
+        out = project(images, transforms, size, method, outside, fill_value)
         return _to_rank(rank, out)
 
 
 @operator
 def translate(
-    images,
-    translations,
-    interpolation="nearest",
-    fill_mode="constant",
-    name=None,
-    fill_value=0.0,
-):
+    images: Tensor,
+    translations: Tensor,
+    interpolation: PixelInterpolation = "nearest",
+    fill_mode: FillMode = "constant",
+    name: str | None = None,
+    fill_value: float | Tensor = 0.0,
+) -> Tensor:
     """Returns images moved by (dx, dy): the output pixel (x, y) takes the image at (x-dx, y-dy).
 
     Args:
@@ -349,9 +361,10 @@ def translate(
             Positions are in float32, or float64 if this is a float64 tensor.
         interpolation: "nearest" (halves away from 0; no gradient to the translations) or
             "bilinear".
-        fill_mode: what is outside, as in `transform`.
-        name: of the operations' name scope.
-        fill_value: a number, what is outside under "constant".
+        fill_mode: what is outside: "constant", "nearest" (the edge pixel), "reflect" (about the
+            outer edges of the edge pixels) or "wrap". See docs/addons.md about "wrap".
+        name: of the operations' name scope; None: the function's own.
+        fill_value: a number or a scalar tensor, what is outside under "constant".
 
     Returns:
         Images of the rank and dtype given.

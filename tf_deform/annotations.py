@@ -2,11 +2,19 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
+
+_Leaf = TypeVar("_Leaf")
 
 # Whatever keras.ops takes: tensors of TensorFlow, Keras's variables and KerasTensors, NumPy arrays.
 # Neither TensorFlow nor Keras has types that a checker could read.
 Tensor: TypeAlias = Any
+
+# One, or several in a list, tuple or dict, as a model takes its inputs.
+Structure: TypeAlias = _Leaf | Sequence[_Leaf] | Mapping[str, _Leaf]
+
+# Of a file or folder.
+Path: TypeAlias = str | os.PathLike[str]
 
 # Of a tensor, None being a size that is not known.
 Shape: TypeAlias = Sequence[int | None]
@@ -34,7 +42,14 @@ BoundingBoxFormat: TypeAlias = Literal[
     "rel_xywh",
     "rel_center_xywh",
 ]
-Implementation: TypeAlias = Literal["auto", "portable", "compiled"]
+# Of tfd.addons, whose options have the names that TensorFlow Addons gave them.
+FillMode: TypeAlias = Literal["constant", "nearest", "reflect", "wrap"]
+Indexing: TypeAlias = Literal["ij", "xy"]
+PixelInterpolation: TypeAlias = Literal["nearest", "bilinear"]
+
+# What a model is saved with, and what a process may be asked for.
+SavedImplementation: TypeAlias = Literal["portable", "compiled"]
+Implementation: TypeAlias = Literal["auto", SavedImplementation]
 
 # What the `get` of keras.activations, initializers, regularizers and constraints takes.
 Activation: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
@@ -42,6 +57,5 @@ Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 Regularizer: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
 Constraint: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
 
-# Of a file of weights, and of weights: names to arrays or to tensors of PyTorch, or such a file.
-WeightsPath: TypeAlias = str | bytes | os.PathLike[str]
-Weights: TypeAlias = Mapping[str, Any] | WeightsPath
+# Names to arrays or to tensors of PyTorch, or a file of them.
+Weights: TypeAlias = Mapping[str, Any] | Path

@@ -4,6 +4,8 @@ A box that is NaN in all places pools zeros and gets no gradient: with rows of N
 that an image has, all images of a batch have as many.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -16,8 +18,8 @@ __all__ = ["pad"]
 _BOXES = "[batch, (rois), 4]"
 
 
-def __dir__():
-    return list(__all__)
+def __dir__() -> list[str]:
+    return __all__
 
 
 def pad(boxes: Tensor | Sequence[Tensor], size: int | None = None) -> tf.Tensor:

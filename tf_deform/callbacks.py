@@ -1,5 +1,7 @@
 """Keras callbacks for training deformable layers."""
 
+from __future__ import annotations
+
 import math
 import os
 import warnings
@@ -10,8 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from tf_deform import visualization
+from tf_deform.annotations import Path, Structure, Tensor
 from tf_deform.layers.deformable_conv import observed
 from tf_deform.ops import validation
+
+__all__ = ["OffsetMonitor"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class OffsetStatistics(NamedTuple):
@@ -41,7 +50,7 @@ class OffsetMonitor(keras.callbacks.Callback):
 
     Args:
         inputs: a batch of what the model takes: an array, or a list or dict of arrays.
-        log_dir: as of keras.callbacks.TensorBoard; the values are written to `offsets` in it, as
+        log_dir: folder that TensorBoard reads; the values are written to `offsets` in it, as
             scalars of the same names. None: nothing is written.
         pictures: how many of the inputs are drawn for TensorBoard after each epoch, for each
             two-dimensional layer, as `tfd.visualization.plot_taps` does; needs matplotlib. They are
@@ -67,7 +76,13 @@ class OffsetMonitor(keras.callbacks.Callback):
         [0.0]
     """
 
-    def __init__(self, inputs, *, log_dir="logs", pictures=0):
+    def __init__(
+        self,
+        inputs: Structure[Tensor],
+        *,
+        log_dir: Path | None = "logs",
+        pictures: int = 0,
+    ) -> None:
         super().__init__()
         validation.at_least(0, pictures=pictures)
         if pictures and log_dir is None:
@@ -75,18 +90,18 @@ class OffsetMonitor(keras.callbacks.Callback):
         self.inputs = inputs
         self.log_dir = log_dir
         self.pictures = pictures
-        self.statistics = {}
+        self.statistics: dict[str, OffsetStatistics] = {}
         self._images = _images_among(inputs) if pictures else []
         self._drawn: dict = {}  # {name of a layer: the observation of its first call}
         self._writer: Any = None
         self._warned = False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._measure("before training")  # so that inputs which do not fit are found now
         if self.log_dir is not None:
             self._writer = tf.summary.create_file_writer(os.path.join(self.log_dir, "offsets"))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._measure(f"after epoch {epoch + 1}")
         scalars = {
             f"{name}/{tag}": value
@@ -105,7 +120,7 @@ class OffsetMonitor(keras.callbacks.Callback):
                 _write(f"{name}/taps", strings, epoch, "images", "DATA_CLASS_BLOB_SEQUENCE")
         self._writer.flush()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None

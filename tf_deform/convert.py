@@ -11,6 +11,8 @@ another at strides above 1: at stride 2 and a kernel of 3 it pads even sizes at 
 layers of Keras have no such padding: `keras.layers.ZeroPadding2D(1)` before one with "valid" has.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import keras
@@ -30,6 +32,13 @@ from tf_deform.weight_parts import (
     predictor_parts,
     set_parts,
 )
+
+__all__ = ["load_dcn", "load_mmcv", "load_torchvision", "read"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _KERNEL_LAYERS = (
     *(DeformableConv, keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D),

@@ -1,11 +1,15 @@
 """Exporting models to servers that need not know of tf_deform."""
 
+from __future__ import annotations
+
 import importlib
+from typing import get_args
 
 import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tf_deform.annotations import Path, SavedImplementation, Structure, Tensor
 from tf_deform.compiled import traced_with
 from tf_deform.files import new_folder
 
@@ -13,15 +17,15 @@ _CUSTOM = "TfDeform>"
 
 
 def export_saved_model(
-    model,
-    path,
+    model: keras.Model,
+    path: Path,
     *,
-    implementation="portable",
-    input_signature=None,
-    image_size=None,
-    image_scale=1.0,
-    warmup=None,
-):
+    implementation: SavedImplementation = "portable",
+    input_signature: Structure[keras.InputSpec | tf.TensorSpec] | None = None,
+    image_size: tuple[int, int] | None = None,
+    image_scale: float = 1.0,
+    warmup: Structure[Tensor] | None = None,
+) -> None:
     """Writes the model as a SavedModel whose inputs and outputs have names, and checks it.
 
     Its signature `serving_default` (`serve` from Python) computes what the model computes when it
@@ -50,11 +54,13 @@ def export_saved_model(
             structure that the model takes. Needed for subclassed models only.
         image_size: (height, width) in pixels to which `serve_image_bytes` resizes. The model must
             have one input, `[batch, height, width, channels]` of floating dtype, 1, 3 or 4
-            channels.
-        image_scale: such as 1 / 255 for a model of images from 0 to 1.
+            channels. None: there is no `serve_image_bytes`.
+        image_scale: what `serve_image_bytes` multiplies the pixels, 0 to 255, by; such as 1 / 255
+            for a model of images from 0 to 1.
         warmup: inputs such as the model takes. They, and with `image_size` a black image, are
             written as requests that TensorFlow Serving runs before the model counts as loaded.
-            Needs the package tensorflow-serving-api: `pip install "tf_deform[serving]"`.
+            Needs the package tensorflow-serving-api: `pip install "tf_deform[serving]"`. None:
+            nothing is written.
 
     Raises:
         ValueError: an unknown implementation, a model that has no known inputs and no
@@ -76,7 +82,7 @@ def export_saved_model(
         >>> served.serve(tf.ones([2, 9, 7, 3]))["features"].shape
         TensorShape([2, 7, 5, 4])
     """
-    if implementation not in ("portable", "compiled"):
+    if implementation not in get_args(SavedImplementation):
         raise ValueError(
             f"implementation must be 'portable' or 'compiled', received {implementation!r}"
         )

@@ -1,13 +1,17 @@
 """Exporting models to ONNX, with the operators that its standard has for these layers."""
 
+from __future__ import annotations
+
 import importlib
 import logging
 import threading
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_deform import onnx_ops
+from tf_deform.annotations import Path, Structure
 from tf_deform.compiled import traced_with
 from tf_deform.export import input_specs, server_of
 from tf_deform.files import replaced_file
@@ -17,7 +21,12 @@ _OPSET, _IR = 20, 9  # DeformConv is there since 19, GridSample in 3-D since 20
 _one_at_a_time = threading.Lock()  # tf2onnx keeps what it does in global variables
 
 
-def export_onnx(model, path, *, input_signature=None):
+def export_onnx(
+    model: keras.Model,
+    path: Path,
+    *,
+    input_signature: Structure[keras.InputSpec | tf.TensorSpec] | None = None,
+) -> None:
     """Writes the model as an ONNX file, checks it, and returns nothing.
 
     Two-dimensional deformable convolutions become DeformConv, spatial transformers and grid samples

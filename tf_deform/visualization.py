@@ -4,31 +4,47 @@ Every function draws on the axes that it is given, or on new ones, and returns t
 those of Okabe and Ito, which all eyes tell apart; rims set them off from bright and dark images.
 """
 
-import importlib
+from __future__ import annotations
+
 import io
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
+from tf_deform import drawing
+from tf_deform.annotations import Tensor
 from tf_deform.layers.dcn import DCN
 from tf_deform.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deform.layers.deformable_conv import DeformableConv
+from tf_deform.layers.deformable_roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
 from tf_deform.layers.regions import RoIPooling
-from tf_deform.layers.roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
 from tf_deform.layers.spatial_transformer import SpatialTransformer
+
+if TYPE_CHECKING:  # an extra, which importing this module must not need
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_attention", "plot_bins", "plot_flow", "plot_grid", "plot_taps"]
 
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#FFFFFF")
-REST, RIM = "#D0D0D0", "#202020"
 MARKERS = "os^DvP*X"  # of the levels of a pyramid
 PICTURE_SIZE = 400  # of what `png_of` returns
 LINES, ARROWS = 8, 12  # of a grid and of a flow, along the longer axis
-FULL_SIZE = 3.2  # inches of axes from which on nothing is drawn smaller
 
 
-def plot_taps(image, layer, inputs=None, *, pixel, ax=None):
+def __dir__() -> list[str]:
+    return __all__
+
+
+def plot_taps(
+    image: Tensor,
+    layer: DeformableConv | DCN | Tensor,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    pixel: Sequence[int] | Sequence[Sequence[int]],
+    ax: Axes | None = None,
+) -> Axes:
     """Returns the axes, with the taps of chosen output pixels where a convolution samples.
 
     A cross marks where an output pixel lies, small circles the taps at rest, and arrows lead from
@@ -56,32 +72,39 @@ def plot_taps(image, layer, inputs=None, *, pixel, ax=None):
         >>> _ = layer(tf.zeros([1, 12, 9, 3]))
         >>> ax = plot_taps(image, layer, pixel=[(2, 2), (8, 5)])
     """
-    ax, image = _shown(image, ax, "plot_taps")
+    ax, image = drawing.shown(image, ax, "plot_taps")
     rest, weights = None, None
     if isinstance(layer, DeformableConv | DCN):
         positions, rest, weights = _taps(layer, _arguments(inputs, image), image)
     else:
         positions = _array("positions", layer, 6, 2)
-    pixels = [pixel] if np.ndim(pixel) == 1 else list(pixel)
     groups = positions.shape[-3]
     if weights is not None:
         weights = weights.reshape(positions.shape[:-1]) / (np.max(weights) or 1)
-    for number, (row, column) in enumerate(pixels):
+    for number, (row, column) in enumerate(np.atleast_2d(pixel)):
         where = _index("pixel", (row, column), positions.shape[1:3])
         for group in range(groups):
-            colour = COLOURS[(number * groups + group) % len(COLOURS)]
+            colour = drawing.COLOURS[(number * groups + group) % len(drawing.COLOURS)]
             moved = positions[0][where][group]
             still = None if rest is None else rest[0][where][group]
             share = np.ones(len(moved)) if weights is None else weights[0][where][group]
-            _draw_taps(ax, moved, still, share, colour)
+            drawing.draw_taps(ax, moved, still, share, colour)
         if rest is not None:
             y, x = np.mean(rest[0][where], axis=(0, 1))
-            _draw_cross(ax, x, y)
-    _crop(ax, image)
+            drawing.draw_cross(ax, x, y)
+    drawing.crop(ax, image)
     return ax
 
 
-def plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None):
+def plot_bins(
+    image: Tensor,
+    layer: RoIPooling | Tensor,
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    roi: int = 0,
+    class_index: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
     """Returns the axes, with the bins of a region of interest where a layer pools them.
 
     The moved bins are numbered row by row, unless the axes are too small for that; the bins at rest
@@ -93,9 +116,9 @@ def plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None):
         layer: an RoI layer; or the boxes that one has returned, `[batch, rois, *output_size, 4]` or
             with a class axis before the 4, which are drawn without what is at rest.
         inputs: what the layer is called with, a tuple (features, boxes) or (features, boxes,
-            offset), of which the batch's first is drawn.
-        roi: which box, an int.
-        class_index: whose bins, where classes have their own.
+            offset), of which the batch's first is drawn. Boxes need none.
+        roi: the number of the box in the batch's first.
+        class_index: the number of the class whose bins are drawn, where classes have their own.
         ax: matplotlib axes to draw on; None: new ones.
 
     Raises:
@@ -108,7 +131,7 @@ def plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None):
         >>> layer = tfd.layers.RoIAlign(3, spatial_scale=1 / 4)
         >>> ax = plot_bins(image, layer, (tf.zeros([1, 8, 6, 5]), boxes))
     """
-    ax, image = _shown(image, ax, "plot_bins")
+    ax, image = drawing.shown(image, ax, "plot_bins")
     rest = None
     if isinstance(layer, RoIPooling):
         if not isinstance(inputs, list | tuple) or len(inputs) not in (2, 3):
@@ -124,16 +147,23 @@ def plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None):
     moved = _bins_of(moved, roi, class_index) - 0.5  # pixel centres are at integers in the axes
     if rest is not None:
         rest = _bins_of(rest, roi, 0) - 0.5
-        _draw_boxes(ax, rest, REST, 0.8)
-        _draw_arrows(ax, _middles(rest), _middles(moved), COLOURS[1])
-    _draw_boxes(ax, moved, COLOURS[0], 1.6)
-    for number, (y, x) in enumerate(_middles(moved)):
-        if math.isfinite(x + y) and _scale(ax) > 0.7:
-            _write(ax, x, y, str(number))
+        drawing.draw_boxes(ax, rest, drawing.REST, 0.8)
+        drawing.draw_arrows(ax, drawing.middles(rest), drawing.middles(moved), drawing.COLOURS[1])
+    drawing.draw_boxes(ax, moved, drawing.COLOURS[0], 1.6)
+    for number, (y, x) in enumerate(drawing.middles(moved)):
+        if math.isfinite(x + y) and drawing.scale(ax) > 0.7:
+            drawing.draw_text(ax, x, y, str(number))
     return ax
 
 
-def plot_grid(image, layer, inputs=None, *, align_corners=False, ax=None):
+def plot_grid(
+    image: Tensor,
+    layer: SpatialTransformer | Tensor,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    align_corners: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
     """Returns the axes, with the outline and some lines of a sampling grid over the input.
 
     The thick side of the outline is the one that becomes the upper edge of the output.
@@ -157,23 +187,31 @@ def plot_grid(image, layer, inputs=None, *, align_corners=False, ax=None):
         >>> theta = tf.constant([[[0.5, 0.2, 0.1], [-0.2, 0.5, 0.0]]])
         >>> ax = plot_grid(image, tfd.ops.affine_grid(theta, (8, 8)))
     """
-    ax, image = _shown(image, ax, "plot_grid")
+    ax, image = drawing.shown(image, ax, "plot_grid")
     if isinstance(layer, SpatialTransformer):
         align_corners = layer.align_corners
         layer = layer.sampling_grid(*_arguments(inputs, image))
     grid = _array("grid", layer, 4, 2)[0]
     size = np.array(image.shape[1::-1])  # (width, height)
     points = (grid + 1) / 2 * (size - 1) if align_corners else ((grid + 1) * size - 1) / 2
-    rows, columns = (_spread(count, round(LINES * _scale(ax))) for count in points.shape[:2])
+    rows, columns = (_spread(count, round(LINES * drawing.scale(ax))) for count in points.shape[:2])
     for line in (*points[rows[1:-1]], *np.swapaxes(points, 0, 1)[columns[1:-1]]):
-        _draw_line(ax, line, COLOURS[1], 0.8)
+        drawing.draw_line(ax, line, drawing.COLOURS[1], 0.8)
     outline = [points[0], points[:, -1], points[-1, ::-1], points[::-1, 0]]
-    _draw_line(ax, np.concatenate(outline), COLOURS[0], 1.8)
-    _draw_line(ax, points[0], COLOURS[0], 4.0)
+    drawing.draw_line(ax, np.concatenate(outline), drawing.COLOURS[0], 1.8)
+    drawing.draw_line(ax, points[0], drawing.COLOURS[0], 4.0)
     return ax
 
 
-def plot_attention(image, layer, inputs=None, *, query=0, weights=None, ax=None):
+def plot_attention(
+    image: Tensor,
+    layer: MultiScaleDeformableAttention | Tensor,
+    inputs: Sequence[Tensor | Sequence[Tensor]] | None = None,
+    *,
+    query: int = 0,
+    weights: Tensor | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Returns the axes, with the places that a query of deformable attention looks at.
 
     A place has its head's colour and its level's marker (a circle for the first, then a square, a
@@ -185,8 +223,9 @@ def plot_attention(image, layer, inputs=None, *, query=0, weights=None, ax=None)
         layer: a built MultiScaleDeformableAttention; or locations that one has returned, `[batch,
             queries, heads, levels, points, 2]` as normalised (x, y).
         inputs: what the layer is called with, a tuple (query, reference_points, values) or (query,
-            reference_points, values, padding_masks), of which the batch's first is drawn.
-        query: which query, an int.
+            reference_points, values, padding_masks), of which the batch's first is drawn. Locations
+            need none.
+        query: the number of the query.
         weights: of locations, `[batch, queries, heads, levels, points]`; None: all alike. A layer
             has its own.
         ax: matplotlib axes to draw on; None: new ones.
@@ -200,7 +239,7 @@ def plot_attention(image, layer, inputs=None, *, query=0, weights=None, ax=None)
         >>> locations = np.random.default_rng(0).uniform(size=[1, 1, 8, 2, 4, 2])
         >>> ax = plot_attention(image, locations)
     """
-    ax, image = _shown(image, ax, "plot_attention")
+    ax, image = drawing.shown(image, ax, "plot_attention")
     reference = None
     if isinstance(layer, MultiScaleDeformableAttention):
         if not isinstance(inputs, list | tuple) or len(inputs) not in (3, 4):
@@ -217,21 +256,21 @@ def plot_attention(image, layer, inputs=None, *, query=0, weights=None, ax=None)
         share = np.asarray(weights, np.float64)[0, query]
         share = share / (np.max(share) or 1)
     for head, level in np.ndindex(*points.shape[:2]):
-        _draw_points(
+        drawing.draw_points(
             ax,
             points[head, level],
-            COLOURS[head % len(COLOURS)],
+            drawing.COLOURS[head % len(drawing.COLOURS)],
             np.maximum(share[head, level], 0),
             marker=MARKERS[level % len(MARKERS)],
         )
     if reference is not None:
         x, y = np.reshape(reference[query], [-1, reference.shape[-1]])[0, :2] * size - 0.5
-        _draw_cross(ax, x, y)
-    _crop(ax, image)
+        drawing.draw_cross(ax, x, y)
+    drawing.crop(ax, image)
     return ax
 
 
-def plot_flow(image, flow, *, ax=None):
+def plot_flow(image: Tensor, flow: Tensor, *, ax: Axes | None = None) -> Axes:
     """Returns the axes, with arrows from some output pixels to where a flow samples the image.
 
     Args:
@@ -248,7 +287,7 @@ def plot_flow(image, flow, *, ax=None):
         >>> image = np.random.default_rng(0).uniform(size=[12, 9])
         >>> ax = plot_flow(image, 2.5 * tf.ones([1, 12, 9, 2]))
     """
-    ax, image = _shown(image, ax, "plot_flow")
+    ax, image = drawing.shown(image, ax, "plot_flow")
     flow = _array("flow", flow, 4, 2)[0]
     if flow.shape[:2] != image.shape[:2]:
         raise ValueError(
@@ -257,13 +296,15 @@ def plot_flow(image, flow, *, ax=None):
     step = math.ceil(max(flow.shape[:2]) / ARROWS)
     rows, columns = (np.arange((size - 1) % step // 2, size, step) for size in flow.shape[:2])
     start = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    _draw_arrows(ax, start, start + flow[tuple(start.T)], COLOURS[0])
+    drawing.draw_arrows(ax, start, start + flow[tuple(start.T)], drawing.COLOURS[0])
     return ax
 
 
 def png_of(draw):
     """Returns a PNG file, PICTURE_SIZE pixels wide and high, of what `draw` draws on axes."""
-    figure = _matplotlib(".figure").Figure(figsize=(4, 4), dpi=PICTURE_SIZE / 4, layout="tight")
+    figure = drawing.matplotlib(".figure").Figure(
+        figsize=(4, 4), dpi=PICTURE_SIZE / 4, layout="tight"
+    )
     draw(figure.add_subplot())
     file = io.BytesIO()
     figure.savefig(file, format="png")
@@ -338,146 +379,3 @@ def _index(name, index, sizes):
 def _spread(count, steps):
     """Returns up to `steps + 1` of `count` indices, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, steps + 1)).round().astype(int))
-
-
-# Drawing. Points are (y, x), but those of grids and attention (x, y).
-
-
-def _shown(image, ax, function):
-    """Returns the axes, new ones if there are none, with the image on them, and the image."""
-    _matplotlib("", function)
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ValueError(
-            "image must have shape [height, width] or [height, width, 1 or 3], received "
-            f"{image.shape}"
-        )
-    if image.dtype == np.uint8:
-        image = image / 255
-    if not np.issubdtype(image.dtype, np.floating):
-        raise TypeError(f"image must be floating-point or uint8, received {image.dtype}")
-    if ax is None:
-        _, ax = _matplotlib(".pyplot", function).subplots(layout="constrained")
-    low, high = min(0, np.nanmin(image)), max(1, np.nanmax(image))
-    pixels = (image - low) / (high - low)
-    ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
-    return ax, image
-
-
-def _matplotlib(module, function="drawing"):
-    try:
-        return importlib.import_module(f"matplotlib{module}")
-    except ImportError as error:
-        raise ImportError(
-            f'{function} needs the package matplotlib: pip install "tf_deform[plot]" ({error})'
-        ) from error
-
-
-def _scale(ax):
-    """Returns the factor on the size of what is drawn: under 1 on small axes."""
-    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())  # in inches
-    return min(max(min(box.width, box.height) / FULL_SIZE, 0.5), 1)
-
-
-def _rimmed(ax, width):
-    """Returns what gives lines and letters of a width a dark rim."""
-    effects = _matplotlib(".patheffects")
-    rim = width + 1.4 * _scale(ax)
-    return [effects.Stroke(linewidth=rim, foreground=RIM), effects.Normal()]
-
-
-def _draw_taps(ax, moved, rest, share, colour):
-    if rest is not None:
-        y, x = rest.T
-        size = 20 * _scale(ax) ** 2
-        ax.scatter(x, y, s=size, color=REST, edgecolor=RIM, linewidth=0.7, alpha=0.8, zorder=3)
-        _draw_arrows(ax, rest, moved, colour)
-    _draw_points(ax, moved[:, ::-1], colour, share)
-
-
-def _draw_points(ax, points, colour, share, marker="o"):
-    """Draws (x, y) points, larger and more opaque the more they count: shares from 0 to 1."""
-    red, green, blue, _ = _matplotlib(".colors").to_rgba(colour)
-    ax.scatter(
-        *points.T,
-        s=(8 + 47 * share) * _scale(ax) ** 2,
-        facecolor=[(red, green, blue, 0.3 + 0.7 * each) for each in share],
-        edgecolor="white",
-        linewidth=0.6,
-        path_effects=_rimmed(ax, 0.6),
-        marker=marker,
-        zorder=4,
-    )
-
-
-def _draw_cross(ax, x, y):
-    size, width = 11 * _scale(ax), 2 * _scale(ax)
-    rim = _rimmed(ax, width)
-    ax.plot(x, y, "+", color="white", ms=size, mew=width, path_effects=rim, zorder=5)
-
-
-def _draw_arrows(ax, start, end, colour):
-    """Draws arrows between (y, x) points, but those that lead nowhere."""
-    long = np.isfinite(end).all(axis=-1) & (np.abs(end - start).max(axis=-1) > 1e-6)
-    start, end = start[long], end[long]
-    if not len(start):
-        return
-    (y, x), (dy, dx) = start.T, (end - start).T
-    ax.quiver(
-        *(x, y, dx, dy),
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        units="inches",
-        width=0.022 * _scale(ax),
-        headwidth=4,
-        headlength=4,
-        headaxislength=3.5,
-        minlength=0.1,
-        color=colour,
-        edgecolor=RIM,
-        linewidth=0.4 * _scale(ax) ** 2,
-        zorder=3,
-    )
-    ax.update_datalim(end[:, ::-1])
-    ax.autoscale_view()
-
-
-def _crop(ax, image):
-    """Takes points out of sight that are further from the image than a quarter of its size."""
-    for axis, size in ((ax.xaxis, image.shape[1]), (ax.yaxis, image.shape[0])):
-        low, high = axis.get_view_interval()
-        bounds = -0.5 - size / 4, 1.25 * size - 0.5
-        axis.set_view_interval(*np.clip([low, high], *bounds), ignore=True)
-
-
-def _draw_boxes(ax, boxes, colour, width):
-    for x0, y0, x1, y1 in boxes:
-        corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
-        _draw_line(ax, corners, colour, width)
-
-
-def _draw_line(ax, points, colour, width):
-    """Draws a line through (x, y) points."""
-    width *= _scale(ax)
-    ax.plot(*points.T, color=colour, linewidth=width, path_effects=_rimmed(ax, width), zorder=2)
-
-
-def _middles(boxes):
-    """Returns the boxes' middles as (y, x)."""
-    return (boxes[:, 1::-1] + boxes[:, :1:-1]) / 2
-
-
-def _write(ax, x, y, text):
-    ax.text(
-        *(x, y, text),
-        color="white",
-        fontsize=7,
-        ha="center",
-        va="center",
-        path_effects=_rimmed(ax, 0.6),
-        zorder=5,
-        clip_on=True,
-    )

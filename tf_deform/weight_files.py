@@ -1,5 +1,7 @@
 """Arrays from files of weights. What is wrong with a file is a ValueError that names it."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import importlib
@@ -11,7 +13,7 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from tf_deform.annotations import WeightsPath
+from tf_deform.annotations import Path
 from tf_deform.checkpoints import array_of, imported_torch, tensors_of
 
 _SAFETENSORS_DTYPES = {
@@ -30,7 +32,7 @@ _NPY_HEADERS = {
 }
 
 
-def read(path: WeightsPath) -> dict[str, np.ndarray]:
+def read(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a .safetensors, .npz, .pt or .pth file: {name: array}, as in the file.
 
     They are in memory: what becomes of the file afterwards does not matter. bfloat16 becomes

@@ -1,11 +1,14 @@
 """Which implementation runs: what was asked for, and whether the compiled library can be used."""
 
+from __future__ import annotations
+
 import contextlib
 import warnings
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_deform.annotations import Implementation
 from tf_deform.compiled import loading, location, switch
 
 try:
@@ -28,8 +31,12 @@ class CompiledStatus(NamedTuple):
     reason: str
 
 
-def compiled_status():
+def compiled_status() -> CompiledStatus:
     """Returns the state of the compiled library: (available, devices, reason).
+
+    `available` is whether it can be used, `devices` the kinds of device that it has kernels for,
+    such as ("CPU", "GPU"), and `reason` why it cannot be used, or what it cannot do; "" if there is
+    nothing to say.
 
     Example:
         >>> compiled_status().devices in ((), ("CPU",), ("CPU", "GPU"))
@@ -43,7 +50,7 @@ def compiled_status():
     return CompiledStatus(available=True, devices=devices, reason="; ".join(filter(None, reasons)))
 
 
-def set_implementation(name):
+def set_implementation(name: Implementation) -> None:
     """Chooses the implementation for the whole process, for functions traced from then on.
 
     The last word counts: inside a block of `use_implementation` as well, and it lasts when the
@@ -53,9 +60,8 @@ def set_implementation(name):
     Args:
         name: "auto" (compiled wherever it can run, which is where the library is built and either
             TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
-            (TensorFlow ops only) or
-            "compiled" (the compiled library, or an error). What is saved as a SavedModel is
-            portable, unless `export_saved_model` is asked for "compiled".
+            (TensorFlow ops only) or "compiled" (the compiled library, or an error). What is saved
+            as a SavedModel is portable, unless `export_saved_model` is asked for "compiled".
 
     The gradients of the CUDA kernels add in no fixed order: they fail where TensorFlow is told to
     be deterministic, by `tf.config.experimental.enable_op_determinism`. The CPU's never do.
@@ -72,8 +78,7 @@ def set_implementation(name):
     switch.set_lasting(name)
 
 
-@contextlib.contextmanager
-def use_implementation(name):
+def use_implementation(name: Implementation) -> contextlib.AbstractContextManager[None]:
     """Returns a context manager that chooses the implementation until it is left.
 
     It is process-wide as `set_implementation` is, so that threads of tf.distribute see it. Where
@@ -81,18 +86,20 @@ def use_implementation(name):
     process is where it was.
 
     Args:
-        name: as in `set_implementation`.
+        name: "auto" (compiled wherever it can run, which is where the library is built and either
+            TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
+            (TensorFlow ops only) or "compiled" (the compiled library, or an error).
 
     Raises:
-        ValueError, RuntimeError: as `set_implementation`.
+        ValueError: the name is none of these.
+        RuntimeError: "compiled", and the library cannot be used; the message says why.
 
     Example:
         >>> with use_implementation("portable"):
         ...     pooled = tf.zeros([])  # whatever is traced here holds TensorFlow ops only
     """
     check(name)
-    with switch.lent(name):
-        yield
+    return switch.lent(name)
 
 
 @contextlib.contextmanager

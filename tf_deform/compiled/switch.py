@@ -13,8 +13,11 @@ Who owns this state:
 import contextlib
 import os
 import threading
+from typing import get_args
 
-NAMES = ("auto", "portable", "compiled")
+from tf_deform.annotations import Implementation
+
+NAMES = get_args(Implementation)
 _ENVIRONMENT = "TF_DEFORM_IMPLEMENTATION"
 
 

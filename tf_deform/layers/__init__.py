@@ -7,14 +7,9 @@ from tf_deform.layers.deformable_conv import (
     DeformableConv2D,
     DeformableConv3D,
 )
+from tf_deform.layers.deformable_roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
 from tf_deform.layers.dense_image_warp import DenseImageWarp
-from tf_deform.layers.roi_pooling import (
-    DeformablePSRoIPooling,
-    DeformableRoIPooling,
-    MultiScaleRoIAlign,
-    PSRoIAlign,
-    RoIAlign,
-)
+from tf_deform.layers.roi_pooling import MultiScaleRoIAlign, PSRoIAlign, RoIAlign
 from tf_deform.layers.spatial_transformer import GridSample, SpatialTransformer
 
 __all__ = [
@@ -33,3 +28,7 @@ __all__ = [
     "RoIAlign",
     "SpatialTransformer",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

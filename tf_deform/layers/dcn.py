@@ -1,32 +1,56 @@
 """Layers of depthwise deformable convolution with weights for every pixel: DCNv3 and DCNv4."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_deform import ops
+from tf_deform.annotations import (
+    Activation,
+    Constraint,
+    Initializer,
+    PerAxis,
+    Regularizer,
+    Shape,
+    Tensor,
+)
 from tf_deform.layers.projections import Projected
 from tf_deform.ops import validation
 from tf_deform.ops.dcn import kernel_taps, offset_mask_channels, sampling_positions, split
 
 
 class DCN(Projected):
-    """What DCNv3 and DCNv4 share: a convolution that is padded to have its inputs' size."""
+    """What DCNv3 and DCNv4 share: a convolution that is padded to have its inputs' size.
+
+    Args:
+        kernel_size: int, or (height, width).
+        strides: int, or (height, width): there is an output for every so many inputs.
+        dilation_rate: int, or (height, width).
+        groups: int, groups of channels with offsets and weights of their own.
+        offset_scale: factor on offsets and on the taps' distances from the centre.
+        remove_center: whether to leave out the tap at the centre; for odd kernels.
+
+    Call arguments:
+        inputs: `[batch, height, width, channels]`.
+    """
 
     def __init__(
         self,
-        kernel_size=3,
+        kernel_size: PerAxis = 3,
         *,
-        strides=1,
-        dilation_rate=1,
-        groups=4,
-        offset_scale=1.0,
-        depthwise_kernel_size=None,
-        center_feature_scale=False,
-        remove_center=False,
-        **kwargs,
-    ):
+        strides: PerAxis = 1,
+        dilation_rate: PerAxis = 1,
+        groups: int = 4,
+        offset_scale: float = 1.0,
+        depthwise_kernel_size: PerAxis | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.kernel_size = validation.per_axis("kernel_size", kernel_size, 2)
         self.strides = validation.per_axis("strides", strides, 2)
@@ -43,14 +67,7 @@ class DCN(Projected):
         self.remove_center = validation.boolean("remove_center", remove_center)
         self._taps = len(kernel_taps(self.kernel_size, self.remove_center))
 
-    @property
-    def _options(self):
-        return [
-            *("kernel_size", "strides", "dilation_rate", "groups", "offset_scale"),
-            *("depthwise_kernel_size", "center_feature_scale", "remove_center"),
-        ]
-
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         channels = inputs_shape[-1]
         if len(inputs_shape) != 4 or channels is None or channels % self.groups:
             raise ValueError(
@@ -63,7 +80,7 @@ class DCN(Projected):
                 self.groups, channels, "center_feature_scale_proj"
             )
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> tuple[int | None, ...]:
         batch, *space, channels = inputs_shape
         space = [
             None if size is None else -(-size // stride)
@@ -71,7 +88,7 @@ class DCN(Projected):
         ]
         return (batch, *space, channels)
 
-    def predict_offset(self, inputs):
+    def predict_offset(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what the layer predicts for inputs: (offset, mask).
 
         The offsets are those of `tfd.ops.dcnv3`, `[batch, *output, groups * taps * 2]` as (x, y) in
@@ -81,7 +98,7 @@ class DCN(Projected):
         self._check_built()
         return self._offset_and_mask(self._inputs(inputs))
 
-    def sampling_positions(self, inputs, offset=None):
+    def sampling_positions(self, inputs: Tensor, offset: Tensor | None = None) -> Tensor:
         """Returns where the layer samples: `[batch, *output, groups, taps, 2]`.
 
         They are pixels of the inputs, pixel centres at integers, as (y, x), in float32 or wider.
@@ -162,26 +179,11 @@ class DCNv3(DCN):
     sums are projected once more. An untrained layer averages over the kernel.
 
     Args:
-        kernel_size: int, or (height, width).
-        strides: int, or (height, width): there is an output for every so many inputs.
-        dilation_rate: int, or (height, width).
-        groups: int, groups of channels with offsets and weights of their own.
-        offset_scale: factor on offsets and on the taps' distances from the centre.
         depthwise_kernel_size: of the predicting convolution, int or (height, width); None: that of
             `kernel_size`.
         center_feature_scale: whether to blend the sums with the projected inputs, by a predicted
             share for each pixel and group, before the last projection.
-        remove_center: whether to leave out the tap at the centre; for odd kernels.
         activation: of the prediction.
-        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
-            activity_regularizer, kernel_constraint, bias_constraint: of the two projections. What
-            predicts starts as published, offsets and weights at zero.
-
-    Call arguments:
-        inputs: `[batch, height, width, channels]`.
-
-    Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
 
     Source: Wang et al., "InternImage" (arXiv:2211.05778, section 3.1). `dw_conv`, `dw_norm`,
     `offset`, `mask`, `input_proj`, `output_proj` and `center_feature_scale_proj` have, transposed,
@@ -192,17 +194,48 @@ class DCNv3(DCN):
         TensorShape([2, 9, 7, 16])
     """
 
-    def __init__(self, kernel_size=3, *, activation="gelu", **kwargs):
-        super().__init__(kernel_size, **kwargs)
+    def __init__(
+        self,
+        kernel_size: PerAxis = 3,
+        *,
+        strides: PerAxis = 1,
+        dilation_rate: PerAxis = 1,
+        groups: int = 4,
+        offset_scale: float = 1.0,
+        depthwise_kernel_size: PerAxis | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        activation: Activation = "gelu",
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            kernel_size,
+            strides=strides,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            offset_scale=offset_scale,
+            depthwise_kernel_size=depthwise_kernel_size,
+            center_feature_scale=center_feature_scale,
+            remove_center=remove_center,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            **kwargs,
+        )
         self.activation = keras.activations.get(activation)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "activation": keras.activations.serialize(self.activation),
-        }
-
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         super().build(inputs_shape)
         channels = inputs_shape[-1]
         self.dw_conv = self._depthwise(
@@ -215,7 +248,7 @@ class DCNv3(DCN):
         self.input_proj = self._projection(channels, channels, "input_proj")
         self.output_proj = self._projection(channels, channels, "output_proj")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         inputs = self._inputs(inputs)
         features = self._predicting(inputs)
         projected = self.input_proj(inputs)
@@ -245,27 +278,12 @@ class DCNv4(DCN):
     untrained layer returns the bias of its last projection.
 
     Args:
-        kernel_size: int, or (height, width).
-        strides: int, or (height, width): there is an output for every so many inputs.
-        dilation_rate: int, or (height, width).
-        groups: int, groups of channels with offsets and weights of their own.
-        offset_scale: factor on offsets and on the taps' distances from the centre.
         depthwise_kernel_size: of the convolution before the prediction, int or (height, width);
             None: there is none.
         center_feature_scale: whether to blend the sums with the projected inputs, by a share for
             each pixel and group that is predicted from the sums, before the last projection.
-        remove_center: whether to leave out the tap at the centre; for odd kernels.
         pointwise: whether there are projections, before and after.
         output_bias: whether the last projection has a bias.
-        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
-            activity_regularizer, kernel_constraint, bias_constraint: of the two projections. What
-            predicts starts as published, offsets and weights at zero.
-
-    Call arguments:
-        inputs: `[batch, height, width, channels]`.
-
-    Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
 
     Source: Xiong et al., "Efficient Deformable ConvNets" (arXiv:2401.06197, section 3.1).
     `offset_mask_dw`, `offset_mask`, `value_proj`, `output_proj` and `center_feature_scale_proj`
@@ -276,16 +294,50 @@ class DCNv4(DCN):
         TensorShape([2, 9, 7, 16])
     """
 
-    def __init__(self, kernel_size=3, *, pointwise=True, output_bias=True, **kwargs):
-        super().__init__(kernel_size, **kwargs)
+    def __init__(
+        self,
+        kernel_size: PerAxis = 3,
+        *,
+        strides: PerAxis = 1,
+        dilation_rate: PerAxis = 1,
+        groups: int = 4,
+        offset_scale: float = 1.0,
+        depthwise_kernel_size: PerAxis | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        pointwise: bool = True,
+        output_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            kernel_size,
+            strides=strides,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            offset_scale=offset_scale,
+            depthwise_kernel_size=depthwise_kernel_size,
+            center_feature_scale=center_feature_scale,
+            remove_center=remove_center,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            **kwargs,
+        )
         self.pointwise = validation.boolean("pointwise", pointwise)
         self.output_bias = validation.boolean("output_bias", output_bias)
 
-    @property
-    def _options(self):
-        return [*super()._options, "pointwise", "output_bias"]
-
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         super().build(inputs_shape)
         channels = inputs_shape[-1]
         if self.depthwise_kernel_size is not None:
@@ -300,7 +352,7 @@ class DCNv4(DCN):
                 channels, channels, "output_proj", use_bias=self.output_bias
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         inputs = self._inputs(inputs)
         offset_mask = self._predicted(inputs)
         projected = self.value_proj(inputs) if self.pointwise else inputs

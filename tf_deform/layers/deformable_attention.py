@@ -1,11 +1,16 @@
 """Layers of deformable attention."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_deform import ops
+from tf_deform.annotations import Constraint, Initializer, Regularizer, Shape, Tensor
 from tf_deform.layers.projections import Projected
 from tf_deform.ops import validation
 
@@ -23,10 +28,6 @@ class MultiScaleDeformableAttention(Projected):
         num_heads: int.
         key_dim: int, channels of each head.
         num_points: int, places for each head in each map.
-        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
-            activity_regularizer, kernel_constraint, bias_constraint: of the projections of the maps
-            and of the result, as in keras.layers.MultiHeadAttention. What predicts places and
-            weights starts as published.
 
     Call arguments:
         query: `[batch, queries, channels]`.
@@ -41,9 +42,6 @@ class MultiScaleDeformableAttention(Projected):
             True is a pixel that counts; where False, a map is 0 after its projection, whatever
             it holds.
 
-    Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
-
     Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159, section 4.1 and appendix A.4). The
     projections `value_proj`, `sampling_offsets`, `attention_weights` and `output_proj` have the
     names and, transposed, the weights of the authors' implementation, where a mask is True at
@@ -56,18 +54,43 @@ class MultiScaleDeformableAttention(Projected):
         TensorShape([2, 6, 32])
     """
 
-    def __init__(self, num_heads, key_dim, *, num_points=4, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        *,
+        num_points: int = 4,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            **kwargs,
+        )
         validation.at_least(1, num_heads=num_heads, key_dim=key_dim, num_points=num_points)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.num_points = num_points
 
-    @property
-    def _options(self):
-        return ["num_heads", "key_dim", "num_points"]
-
-    def build(self, query_shape, reference_points_shape, values_shape, padding_masks_shape=None):
+    def build(
+        self,
+        query_shape: Shape,
+        reference_points_shape: Shape,
+        values_shape: Sequence[Shape],
+        padding_masks_shape: Sequence[Shape] | None = None,
+    ) -> None:
         if not all(isinstance(shape, list | tuple) for shape in values_shape):
             raise ValueError(
                 f"values must be a list of feature maps, received one of shape {values_shape}"
@@ -94,7 +117,13 @@ class MultiScaleDeformableAttention(Projected):
         self.value_proj = self._projection(dim, maps[0][-1], "value_proj")
         self.output_proj = self._projection(width, dim, "output_proj")
 
-    def call(self, query, reference_points, values, padding_masks=None):
+    def call(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        values: Sequence[Tensor],
+        padding_masks: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         query = self._query(query)
         values, masks = self._maps(values, padding_masks)
         sums = ops.multi_scale_deformable_attention(
@@ -104,7 +133,13 @@ class MultiScaleDeformableAttention(Projected):
         )
         return self.output_proj(sums)
 
-    def sampling_locations(self, query, reference_points, values, padding_masks=None):
+    def sampling_locations(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        values: Sequence[Tensor],
+        padding_masks: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Returns where the layer samples: `[batch, queries, heads, levels, points, 2]`.
 
         The locations are normalised (x, y), 0 and 1 being the edges of the maps, in float32 or
@@ -114,14 +149,18 @@ class MultiScaleDeformableAttention(Projected):
         values, _ = self._maps(values, padding_masks)
         return self._locations(self._query(query), reference_points, values)
 
-    def sampling_weights(self, query):
+    def sampling_weights(self, query: Tensor) -> Tensor:
         """Returns how much each sample counts, `[batch, queries, heads, levels, points]`."""
         self._check_built()
         return self._weights(self._query(query))
 
     def compute_output_shape(
-        self, query_shape, reference_points_shape, values_shape, padding_masks_shape=None
-    ):
+        self,
+        query_shape: Shape,
+        reference_points_shape: Shape,
+        values_shape: Sequence[Shape],
+        padding_masks_shape: Sequence[Shape] | None = None,
+    ) -> tuple[int | None, ...]:
         return tuple(query_shape)
 
     def _initial_offsets(self, shape, dtype=None):

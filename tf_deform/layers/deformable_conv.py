@@ -1,46 +1,43 @@
 """Deformable convolution layers in one to three dimensions."""
 
+from __future__ import annotations
+
 import contextlib
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_deform import ops
-from tf_deform.layers.base import Layer
-from tf_deform.ops import validation
-from tf_deform.ops.deformable_conv import (
-    check_holds,
-    explicit_padding,
-    holding,
-    least_pixels,
-    output_sizes,
-    sampling_positions,
+from tf_deform.annotations import (
+    Activation,
+    Constraint,
+    DataFormat,
+    Initializer,
+    Padding,
+    PerAxis,
+    Regularizer,
+    Shape,
+    Tensor,
 )
+from tf_deform.layers.convolution import Convolution
+from tf_deform.ops import validation
+from tf_deform.ops.deformable_conv import sampling_positions
 
 
-class DeformableConv(Layer):
-    """A convolution whose taps are moved by offsets that it predicts from its inputs.
+class DeformableConv(Convolution):
+    """A convolution whose taps are moved by offsets.
 
-    It takes every argument of the Keras convolution of the same rank, in the same order, and can
-    stand in its place: with the default initialisers it starts as that convolution. A second
-    convolution of the same geometry, initialised to zero, predicts for each output pixel and tap
-    how far the tap is moved, in pixels, and with `modulated` also how much it counts. The offsets
-    and the sampling positions are float32 or wider under every dtype policy.
+    The layer takes every argument of the Keras convolution of the same rank, in the same order, and
+    can stand in its place: with the default initialisers it starts as that convolution. A second
+    convolution of the same geometry, initialised to zero, predicts from the inputs for each output
+    pixel and tap how far the tap is moved, in pixels, and with `modulated` also how much it counts.
+    The offsets and the sampling positions are float32 or wider under every dtype policy.
 
     Args:
-        filters: int, output channels.
-        kernel_size: int or one int an axis.
-        strides: int or one int an axis.
-        padding: "valid", "same", "causal" (1-D), or, for checkpoints from elsewhere, an int or one
-            (before, after) pair an axis.
-        data_format: "channels_last" or "channels_first"; None for Keras's setting. Offsets and
-            modulation follow it.
-        dilation_rate: int or one int an axis.
-        groups: int, groups of channels that are convolved apart.
-        activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
-            bias_regularizer, activity_regularizer, kernel_constraint, bias_constraint: as in
-            keras.layers.Conv2D.
         deformable_groups: int, groups of input channels with offsets of their own.
         modulated: whether to weight the samples (version 2 of the paper).
         mask_scale: the modulation is `mask_scale * sigmoid(logits)`; 2 makes the untrained layer
@@ -48,8 +45,14 @@ class DeformableConv(Layer):
         max_offset: bound of the predicted offsets in pixels, by `max_offset * tanh(offset /
             max_offset)`; None: unbounded.
         offset_kernel_initializer: of the predicting convolution, whose bias starts at zero.
-        offset_gradient_scale: factor on the gradient of the predicting convolution's weights: a
-            learning rate of its own, but for optimizers that normalise gradients, as Adam does.
+        offset_lr_multiplier: learning rate of the predicting convolution over that of the other
+            weights: its first step is as many times as large, under SGD and under optimizers that
+            normalise gradients, as Adam does. The variables hold the weights divided by it; files
+            hold the weights themselves. Adafactor, Lamb and Muon, whose steps follow the size of
+            the weights, undo it.
+        offset_gradient_scale: factor on the gradient of the predicting convolution's weights. Under
+            SGD it is a learning rate of its own, as `offset_lr_multiplier` is; under Adam it does
+            nothing.
 
     Call arguments:
         inputs: `[batch, *space, channels]` ("channels_last").
@@ -74,111 +77,136 @@ class DeformableConv(Layer):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="valid",
-        data_format=None,
-        dilation_rate=1,
-        groups=1,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
+        filters: int,
+        kernel_size: PerAxis,
+        strides: PerAxis = 1,
+        padding: Padding = "valid",
+        data_format: DataFormat | None = None,
+        dilation_rate: PerAxis = 1,
+        groups: int = 1,
+        activation: Activation = None,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
         *,
-        deformable_groups=1,
-        modulated=False,
-        mask_scale=2.0,
-        max_offset=None,
-        offset_kernel_initializer="zeros",
-        offset_gradient_scale=1.0,
-        **kwargs,
-    ):
-        # Without autocast, offsets given in float32 stay so; the features are cast in `call`.
-        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
-        validation.at_least(1, filters=filters, groups=groups, deformable_groups=deformable_groups)
-        if filters % groups:
-            raise ValueError(
-                f"filters must be divisible by groups, received {filters} and {groups}"
-            )
-        self.filters = filters
-        self.kernel_size = validation.per_axis("kernel_size", kernel_size, self.rank)
-        self.strides = validation.per_axis("strides", strides, self.rank)
-        self.padding = padding.lower() if isinstance(padding, str) else padding
-        self.data_format = keras.config.image_data_format() if data_format is None else data_format
-        validation.choice("data_format", self.data_format, ("channels_last", "channels_first"))
-        self.dilation_rate = validation.per_axis("dilation_rate", dilation_rate, self.rank)
-        self.groups = groups
-        self.activation = keras.activations.get(activation)
-        self.use_bias = validation.boolean("use_bias", use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
+        deformable_groups: int = 1,
+        modulated: bool = False,
+        mask_scale: float = 2.0,
+        max_offset: float | None = None,
+        offset_kernel_initializer: Initializer = "zeros",
+        offset_lr_multiplier: float = 1.0,
+        offset_gradient_scale: float = 1.0,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            **kwargs,
+        )
+        validation.at_least(1, deformable_groups=deformable_groups)
         self.deformable_groups = deformable_groups
         self.modulated = validation.boolean("modulated", modulated)
         self.mask_scale = validation.number("mask_scale", mask_scale, above=0)
         self.max_offset = validation.number("max_offset", max_offset, above=0, optional=True)
         self.offset_kernel_initializer = keras.initializers.get(offset_kernel_initializer)
+        self.offset_lr_multiplier = validation.number(
+            "offset_lr_multiplier", offset_lr_multiplier, above=0
+        )
         self.offset_gradient_scale = validation.number(
             "offset_gradient_scale", offset_gradient_scale, minimum=0
         )
-        self._explicit_padding([1] * self.rank)  # raises on a padding that is none
 
-    def build(self, inputs_shape, offset_shape=None, modulation_shape=None):
-        channels = inputs_shape[-1 if self.data_format == "channels_last" else 1]
-        if len(inputs_shape) != self.rank + 2 or channels is None:
-            raise ValueError(
-                f"inputs must have rank {self.rank + 2} and a known number of channels, received "
-                f"{inputs_shape}"
-            )
-        for name in ("groups", "deformable_groups"):
-            if channels % getattr(self, name):
-                raise ValueError(
-                    f"inputs must have channels divisible by {name}={getattr(self, name)}, "
-                    f"received {inputs_shape}"
-                )
-        axis = -1 if self.data_format == "channels_last" else 1
-        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2, axes={axis: channels})
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(*self.kernel_size, channels // self.groups, self.filters),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-            autocast=False,  # as for the other weights: the operator works in float32
+    def build(
+        self,
+        inputs_shape: Shape,
+        offset_shape: Shape | None = None,
+        modulation_shape: Shape | None = None,
+    ) -> None:
+        channels = self._build_convolution(
+            inputs_shape, groups=self.groups, deformable_groups=self.deformable_groups
         )
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(self.filters,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-                autocast=False,
-            )
         self.offset_kernel = None
         if offset_shape is None:
             predicted = self._offsets + (self._masks if self.modulated else 0)
-            self.offset_kernel = self.add_weight(
-                name="offset_kernel",
-                shape=(*self.kernel_size, channels, predicted),
-                initializer=self.offset_kernel_initializer,
-                autocast=False,
+            shape = (*self.kernel_size, channels, predicted)
+            self.offset_kernel = self._add_offset_weight(
+                "offset_kernel", shape, self.offset_kernel_initializer
             )
-            self.offset_bias = self.add_weight(
-                name="offset_bias", shape=(predicted,), initializer="zeros", autocast=False
+            self.offset_bias = self._add_offset_weight(
+                "offset_bias", (predicted,), keras.initializers.Zeros()
             )
+        self.built = True
+        if self.lora_rank is not None:
+            self.enable_lora(self.lora_rank, self.lora_alpha)
 
-    def predict_offset(self, inputs):
+    def _add_offset_weight(self, name, shape, initializer):
+        """Returns a variable that holds the weight divided by `offset_lr_multiplier`."""
+        multiplier = self.offset_lr_multiplier
+
+        def divided(shape, dtype=None):
+            return initializer(shape, dtype=dtype) / multiplier
+
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer if multiplier == 1 else divided,
+            autocast=False,
+        )
+
+    def save_own_variables(self, store: Any) -> None:
+        if self.built:
+            weights = [self.kernel, *([] if self.bias is None else [self.bias])]
+            for variable in self._offset_weights:
+                scaled = self.offset_lr_multiplier != 1
+                weights.append(variable * self.offset_lr_multiplier if scaled else variable)
+            for index, weight in enumerate(weights):
+                store[str(index)] = weight
+
+    def load_own_variables(self, store: Any) -> None:
+        names = ["kernel", *([] if self.bias is None else ["bias"])] if self.built else []
+        offsets = self._offset_weights if self.built else []
+        names += ["offset_kernel", "offset_bias"][: len(offsets)]
+        if len(store.keys()) != len(names):
+            raise ValueError(
+                f"Layer {self.name!r} must be given {len(names)} weights {names}, received "
+                f"{len(store.keys())}; load the weights of a model with plain convolutions into "
+                "that model, and make it deformable by tfd.deformable(model)"
+            )
+        kernel, *rest = (store[str(index)] for index in range(len(names)))
+        self._assign_kernel(kernel)
+        if self.bias is not None:
+            self.bias.assign(rest.pop(0))
+        for variable, weight in zip(offsets, rest, strict=True):
+            variable.assign(np.asarray(weight) / self.offset_lr_multiplier)
+
+    @property
+    def _offset_weights(self):
+        return [] if self.offset_kernel is None else [self.offset_kernel, self.offset_bias]
+
+    def predict_offset(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns what the layer predicts for inputs: (offset, modulation).
 
         The offsets are in pixels, `[batch, *output, deformable_groups * taps * rank]` in float32
@@ -192,7 +220,9 @@ class DeformableConv(Layer):
             modulation = self._from_channels_last(modulation)
         return self._from_channels_last(offset), modulation
 
-    def call(self, inputs, offset=None, modulation=None):
+    def call(
+        self, inputs: Tensor, offset: Tensor | None = None, modulation: Tensor | None = None
+    ) -> Tensor:
         for observer in _observers:
             observer(self, inputs, offset, modulation)
         inputs = self._inputs(inputs)
@@ -203,7 +233,9 @@ class DeformableConv(Layer):
             outputs += tf.cast(self.bias, outputs.dtype)
         return self.activation(self._from_channels_last(outputs))
 
-    def sampling_positions(self, inputs, offset=None, modulation=None):
+    def sampling_positions(
+        self, inputs: Tensor, offset: Tensor | None = None, modulation: Tensor | None = None
+    ) -> Tensor:
         """Returns where the layer samples: `[batch, *output, deformable_groups, taps, rank]`.
 
         They are pixels of the inputs, pixel centres at integers, in array order (y, x), in float32
@@ -216,54 +248,18 @@ class DeformableConv(Layer):
         kernel = tf.convert_to_tensor(self.kernel)
         return sampling_positions(inputs, kernel, offset, **self._geometry)
 
-    def compute_output_shape(self, inputs_shape, offset_shape=None, modulation_shape=None):
-        batch, *rest = inputs_shape
-        space = rest[:-1] if self.data_format == "channels_last" else rest[1:]
-        check_holds(batch, space, least_pixels(self.padding, self._extents))
+    def compute_output_shape(
+        self,
+        inputs_shape: Shape,
+        offset_shape: Shape | None = None,
+        modulation_shape: Shape | None = None,
+    ) -> tuple[int | None, ...]:
+        shape = self._convolved_shape(inputs_shape)
         if offset_shape is not None:
             validation.check_shape("offset", offset_shape, *self._moved(self._offsets))
         if modulation_shape is not None:
             validation.check_shape("modulation", modulation_shape, *self._moved(self._masks))
-        known = [1 if size is None else size for size in space]
-        output = output_sizes(known, self._explicit_padding(known), self._extents, self.strides)
-        output = [None if size is None else out for size, out in zip(space, output, strict=True)]
-        if self.data_format == "channels_last":
-            return (batch, *output, self.filters)
-        return (batch, self.filters, *output)
-
-    def get_config(self):
-        config = {
-            name: getattr(self, name)
-            for name in (
-                "filters",
-                "kernel_size",
-                "strides",
-                "padding",
-                "data_format",
-                "dilation_rate",
-                "groups",
-                "use_bias",
-                "deformable_groups",
-                "modulated",
-                "mask_scale",
-                "max_offset",
-                "offset_gradient_scale",
-            )
-        }
-        for kind, names in (
-            (keras.activations, ["activation"]),
-            (
-                keras.initializers,
-                ["kernel_initializer", "bias_initializer", "offset_kernel_initializer"],
-            ),
-            (
-                keras.regularizers,
-                ["kernel_regularizer", "bias_regularizer", "activity_regularizer"],
-            ),
-            (keras.constraints, ["kernel_constraint", "bias_constraint"]),
-        ):
-            config.update({name: kind.serialize(getattr(self, name)) for name in names})
-        return {**super().get_config(), **config}
+        return shape
 
     @property
     def _masks(self):
@@ -272,27 +268,6 @@ class DeformableConv(Layer):
     @property
     def _offsets(self):
         return self._masks * self.rank
-
-    @property
-    def _extents(self):
-        sizes = zip(self.kernel_size, self.dilation_rate, strict=True)
-        return [(size - 1) * dilation + 1 for size, dilation in sizes]
-
-    @property
-    def _geometry(self):
-        return {
-            "strides": self.strides,
-            "padding": self.padding,
-            "dilation_rate": self.dilation_rate,
-        }
-
-    def _explicit_padding(self, space):
-        return explicit_padding(self.padding, space, self._extents, self.strides)
-
-    def _inputs(self, inputs):
-        inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
-        least = least_pixels(self.padding, self._extents)
-        return holding(self._to_channels_last(inputs), least)
 
     def _deformation(self, inputs, offset, modulation):
         """Returns offset and modulation, or None, channels-last: those given or else predicted.
@@ -331,8 +306,10 @@ class DeformableConv(Layer):
             )
         wide = tf.float64 if inputs.dtype == tf.float64 else tf.float32
         kernel, bias = (
-            _scale_gradient(tf.convert_to_tensor(weight), self.offset_gradient_scale)
-            for weight in (self.offset_kernel, self.offset_bias)
+            _scaled(
+                tf.convert_to_tensor(weight), self.offset_lr_multiplier, self.offset_gradient_scale
+            )
+            for weight in self._offset_weights
         )
         predicted = self._convolve(tf.cast(inputs, wide), tf.cast(kernel, wide))
         predicted += tf.cast(bias, wide)
@@ -341,49 +318,10 @@ class DeformableConv(Layer):
             offset = self.max_offset * tf.tanh(offset / self.max_offset)
         return offset, self.mask_scale * tf.sigmoid(logits) if self.modulated else None
 
-    def _convolve(self, inputs, kernel):
-        batch, *space, _ = validation.sizes(inputs)
-        pads = self._explicit_padding(space)
-        output = [batch, *output_sizes(space, pads, self._extents, self.strides)]
-        if any(validation.is_static(size) and size == 0 for size in output):
-            # TensorFlow's convolutions get that wrong.
-            return tf.zeros([*output, kernel.shape[-1]], inputs.dtype)
-        strides, padding = self.strides, self.padding
-        # TensorFlow has no convolution that is both strided and dilated.
-        apart = max(self.strides) > 1 and max(self.dilation_rate) > 1
-        if apart or padding not in ("valid", "same"):
-            inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
-            inputs = tf.ensure_shape(inputs, [*[None] * (self.rank + 1), kernel.shape[-2]])
-            padding = "valid"
-        if apart:
-            strides = 1
-        outputs = tf.nn.convolution(
-            inputs,
-            kernel,
-            strides,
-            padding.upper(),
-            data_format={1: "NWC", 2: "NHWC", 3: "NDHWC"}[self.rank],
-            dilations=self.dilation_rate,
-        )
-        if apart:
-            every = (slice(None), *(slice(None, None, each) for each in self.strides))
-            outputs = outputs[every]
-        return outputs
-
-    def _to_channels_last(self, tensor):
-        if self.data_format == "channels_last":
-            return tensor
-        return tf.transpose(tensor, [0, *range(2, self.rank + 2), 1])
-
-    def _from_channels_last(self, tensor):
-        if self.data_format == "channels_last":
-            return tensor
-        return tf.transpose(tensor, [0, self.rank + 1, *range(1, self.rank + 1)])
-
 
 @keras.saving.register_keras_serializable("tf_deform")
 class DeformableConv1D(DeformableConv):
-    """Deformable convolution over `[batch, steps, channels]`; arguments as `DeformableConv`.
+    """A convolution over `[batch, steps, channels]` whose taps are moved by offsets.
 
     Example:
         >>> DeformableConv1D(4, 3, padding="causal")(tf.zeros([2, 9, 5])).shape
@@ -395,7 +333,7 @@ class DeformableConv1D(DeformableConv):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class DeformableConv2D(DeformableConv):
-    """Deformable convolution over `[batch, height, width, channels]`; as `DeformableConv`.
+    """A convolution over `[batch, height, width, channels]` whose taps are moved by offsets.
 
     Example:
         >>> layer = DeformableConv2D(4, 3, padding="same", modulated=True)
@@ -408,7 +346,7 @@ class DeformableConv2D(DeformableConv):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class DeformableConv3D(DeformableConv):
-    """Deformable convolution over `[batch, depth, height, width, channels]`; as `DeformableConv`.
+    """A convolution over `[batch, depth, height, width, channels]` whose taps move by offsets.
 
     Example:
         >>> DeformableConv3D(4, 3)(tf.zeros([2, 5, 6, 7, 3])).shape
@@ -419,7 +357,7 @@ class DeformableConv3D(DeformableConv):
 
 
 @contextlib.contextmanager
-def observed(observer):
+def observed(observer: Callable[..., Any]) -> Iterator[None]:
     """Returns a context manager in which each call of a layer calls `observer` as well.
 
     The observer is given the layer, and its inputs, offset and modulation as the call is.
@@ -434,12 +372,13 @@ def observed(observer):
 _observers: list = []
 
 
-def _scale_gradient(tensor, scale):
-    if scale == 1.0:
+def _scaled(tensor, scale, gradient_scale):
+    """Returns `scale * tensor`; what comes back is `gradient_scale` times what arrives."""
+    if scale == gradient_scale == 1:
         return tensor
 
     @tf.custom_gradient
-    def identity(tensor):
-        return tf.identity(tensor), lambda upstream: scale * upstream
+    def scaled(tensor):
+        return scale * tensor, lambda upstream: gradient_scale * upstream
 
-    return identity(tensor)
+    return scaled(tensor)

@@ -1,9 +1,14 @@
 """Warping by a dense displacement field, as in image registration."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from tf_deform import ops
+from tf_deform.annotations import Interpolation, PaddingMode, Shape, Tensor
 from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import INTERPOLATIONS, PADDING_MODES
@@ -31,9 +36,6 @@ class DenseImageWarp(Layer):
             one for every pixel of the inputs. Float32: half precision loses sub-pixels. For a
             smooth, invertible one see `tfd.ops.integrate_velocity`.
 
-    Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
-
     Source: the spatial transformation of Balakrishnan et al., "VoxelMorph" (arXiv:1809.05231).
 
     Example:
@@ -43,7 +45,13 @@ class DenseImageWarp(Layer):
         [[1.0, 2.0, 2.0], [4.0, 5.0, 5.0]]
     """
 
-    def __init__(self, *, interpolation="bilinear", padding_mode="border", **kwargs):
+    def __init__(
+        self,
+        *,
+        interpolation: Interpolation = "bilinear",
+        padding_mode: PaddingMode = "border",
+        **kwargs: Any,
+    ) -> None:
         # Without autocast the flow stays float32; the inputs are cast in `call`.
         super().__init__(**kwargs)
         validation.choice("interpolation", interpolation, INTERPOLATIONS)
@@ -51,7 +59,10 @@ class DenseImageWarp(Layer):
         self.interpolation = interpolation
         self.padding_mode = padding_mode
 
-    def call(self, inputs, flow):
+    def build(self, inputs_shape: Shape, flow_shape: Shape) -> None:
+        pass
+
+    def call(self, inputs: Tensor, flow: Tensor) -> Tensor:
         return ops.warp(
             tf.cast(validation.floating("inputs", inputs), self.compute_dtype),
             flow,
@@ -59,14 +70,9 @@ class DenseImageWarp(Layer):
             padding_mode=self.padding_mode,
         )
 
-    def compute_output_shape(self, inputs_shape, flow_shape):
+    def compute_output_shape(
+        self, inputs_shape: Shape, flow_shape: Shape
+    ) -> tuple[int | None, ...]:
         expected = [*inputs_shape[:-1], len(inputs_shape) - 2]
         validation.check_shape("flow", flow_shape, expected, "[batch, *space, rank]")
         return tuple(inputs_shape)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "interpolation": self.interpolation,
-            "padding_mode": self.padding_mode,
-        }

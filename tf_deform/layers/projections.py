@@ -1,12 +1,13 @@
 """What layers of deformable attention and of its kin share: their linear projections."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 
-from tf_deform.layers.base import Layer
-
-_INITIALIZERS = ("kernel_initializer", "bias_initializer")
-_REGULARIZERS = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
-_CONSTRAINTS = ("kernel_constraint", "bias_constraint")
+from tf_deform.annotations import Constraint, Initializer, Regularizer
+from tf_deform.layers.base import Dense, Layer
 
 
 class Projected(Layer):
@@ -14,20 +15,29 @@ class Projected(Layer):
 
     Features are cast to the compute dtype; what is predicted, and coordinates that are given, are
     float32 or wider under every dtype policy.
+
+    Args:
+        kernel_initializer: of the projections' kernels. What predicts starts as published.
+        bias_initializer: of the projections' biases.
+        kernel_regularizer: of the projections' kernels, or None.
+        bias_regularizer: of the projections' biases, or None.
+        activity_regularizer: of the layer's outputs, or None.
+        kernel_constraint: of the projections' kernels, or None.
+        bias_constraint: of the projections' biases, or None.
     """
 
     def __init__(
         self,
         *,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        **kwargs,
-    ):
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        **kwargs: Any,
+    ) -> None:
         # Without autocast, coordinates given in float32 stay so; features are cast in `call`.
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -36,21 +46,34 @@ class Projected(Layer):
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
+        self._projections: dict[str, keras.layers.Dense] = {}
+        self.quantized_projections: dict[
+            str, Any
+        ] = {}  # how Keras quantised the projections that were saved
 
-    def get_config(self):
-        config = {name: getattr(self, name) for name in self._options}
-        for kind, names in (
-            (keras.initializers, _INITIALIZERS),
-            (keras.regularizers, _REGULARIZERS),
-            (keras.constraints, _CONSTRAINTS),
-        ):
-            config.update({name: kind.serialize(getattr(self, name)) for name in names})
-        return {**super().get_config(), **config}
+    def get_config(self) -> dict[str, Any]:
+        quantized = {
+            name: {
+                "dtype": keras.dtype_policies.serialize(dense.dtype_policy),
+                "quantization_config": keras.saving.serialize_keras_object(
+                    getattr(dense, "quantization_config", None)  # older Keras has none
+                ),
+            }
+            for name, dense in self._projections.items()
+            if dense.dtype_policy.quantization_mode is not None
+        }
+        return {
+            **super().get_config(),
+            **({"quantized_projections": quantized} if quantized else {}),
+        }
 
-    @property
-    def _options(self):
-        """The names of the arguments that get_config returns as they are."""
-        return []
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Projected:
+        config = dict(config)
+        quantized = config.pop("quantized_projections", {})
+        layer = super().from_config(config)
+        layer.quantized_projections = quantized
+        return layer
 
     @property
     def _wide(self):
@@ -58,6 +81,14 @@ class Projected(Layer):
 
     def _projection(self, units, channels, name, use_bias=True):
         """Returns a linear layer on `channels` channels, built, with the options given."""
+        options = {"dtype": self.dtype_policy}
+        if name in self.quantized_projections:
+            saved = self.quantized_projections[name]
+            options["dtype"] = keras.dtype_policies.deserialize(saved["dtype"])
+            if saved["quantization_config"] is not None:
+                options["quantization_config"] = keras.saving.deserialize_keras_object(
+                    saved["quantization_config"]
+                )
         dense = keras.layers.Dense(
             units,
             use_bias=use_bias,
@@ -67,15 +98,16 @@ class Projected(Layer):
             bias_regularizer=self.bias_regularizer,
             kernel_constraint=self.kernel_constraint,
             bias_constraint=self.bias_constraint,
-            dtype=self.dtype_policy,
             name=name,
+            **options,
         )
         dense.build((None, channels))
+        self._projections[name] = dense
         return dense
 
     def _predictor(self, units, channels, name, bias_initializer="zeros"):
         """Returns a linear layer on `channels` channels, built, whose kernel starts at zero."""
-        dense = keras.layers.Dense(
+        dense = Dense(
             units,
             kernel_initializer="zeros",
             bias_initializer=bias_initializer,

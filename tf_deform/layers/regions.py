@@ -1,17 +1,19 @@
 """What the layers that pool regions of interest share: their boxes."""
 
+from __future__ import annotations
+
+import typing
+from typing import Any
+
 import keras
 import tensorflow as tf
 
+from tf_deform.annotations import BoundingBoxFormat, PerAxis, Shape, Tensor
 from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 from tf_deform.ops.regions import boxes_of
 
 _FEATURES, _BOXES = "[batch, height, width, channels]", "[batch, rois, 4]"
-_BOX_FORMATS = (
-    *("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw"),
-    *("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh"),
-)
 
 
 class RoIPooling(Layer):
@@ -19,23 +21,42 @@ class RoIPooling(Layer):
 
     A relative box format is relative to the input image: the features' size over `spatial_scale`.
     There is no gradient to the boxes.
+
+    Args:
+        output_size: int, or (height, width) in bins.
+        output_channels: int, channels of the result.
+        spatial_scale: features' size over the input image's size. An eager call warns if with it
+            all finite boxes lie outside of the features.
+        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
+            such a layer cannot be compiled by XLA.
+        aligned: False for the older convention without the half-pixel shift, in which boxes are
+            also at least one pixel wide.
+        bounding_box_format: as in `keras.utils.bounding_boxes`.
+
+    Call arguments:
+        features: `[batch, height, width, channels]`.
+        boxes: `[batch, rois, 4]` in input-image pixels, or relative to the image. Float32: half
+            precision loses pixels. A NaN box gives 0: `tfd.boxes.pad` fills up with them.
     """
 
     spatial_scale: float
 
-    def __init__(self, output_size, *, bounding_box_format="xyxy", **kwargs):
+    def __init__(
+        self,
+        output_size: PerAxis,
+        *,
+        bounding_box_format: BoundingBoxFormat = "xyxy",
+        **kwargs: Any,
+    ) -> None:
         # Without autocast boxes stay float32; the features are cast in `call`.
         super().__init__(**kwargs)
         self.output_size = validation.per_axis("output_size", output_size, 2)
-        validation.choice("bounding_box_format", bounding_box_format, _BOX_FORMATS)
-        self.bounding_box_format = bounding_box_format
+        known = typing.get_args(BoundingBoxFormat)
+        validation.choice("bounding_box_format", bounding_box_format, known)
+        self.bounding_box_format: str = bounding_box_format
 
-    def get_config(self):
-        return {**super().get_config(), **{name: getattr(self, name) for name in self._options}}
-
-    @property
-    def _options(self):
-        return ["output_size", "bounding_box_format"]
+    def build(self, features_shape: Shape, boxes_shape: Shape) -> None:
+        pass
 
     def _flat_boxes(self, features, boxes, spatial_scale):
         """Returns boxes `[batch * rois, 4]` as xyxy, their image, and (batch, rois)."""
@@ -57,7 +78,7 @@ class RoIPooling(Layer):
         image = tf.repeat(tf.range(batch), rois)
         return tf.reshape(boxes, [batch * rois, 4]), image, (batch, rois)
 
-    def sampling_boxes(self, features, boxes):
+    def sampling_boxes(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Returns the bins in which the layer samples: boxes `[batch, rois, *output_size, 4]`.
 
         They are (x_min, y_min, x_max, y_max) in input-image pixels whatever `bounding_box_format`,

@@ -1,28 +1,38 @@
 """Spatial transformer layers."""
 
+from __future__ import annotations
+
 import math
+import typing
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_deform import ops
-from tf_deform.layers.base import Layer
+from tf_deform.annotations import Interpolation, PaddingMode, PerAxis, Shape, Tensor, Transformation
+from tf_deform.layers.base import Dense, Layer
 from tf_deform.ops import grids, validation
 from tf_deform.ops.sampling import INTERPOLATIONS, PADDING_MODES
 
 
 class _Sampler(Layer):
-    """The options of sampling at a grid, which both layers take."""
+    """The options of sampling at a grid, which both layers take.
+
+    Args:
+        interpolation: "bilinear", "nearest" (no gradient to the grid) or "bicubic" (2-D).
+        padding_mode: "zeros", "border" or "reflection".
+        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+    """
 
     def __init__(
         self,
         *,
-        interpolation="bilinear",
-        padding_mode="zeros",
-        align_corners=False,
-        **kwargs,
-    ):
+        interpolation: Interpolation = "bilinear",
+        padding_mode: PaddingMode = "zeros",
+        align_corners: bool = False,
+        **kwargs: Any,
+    ) -> None:
         # Without autocast grids and parameters stay float32; the inputs are cast in `call`.
         super().__init__(**kwargs)
         validation.choice("interpolation", interpolation, INTERPOLATIONS)
@@ -31,31 +41,15 @@ class _Sampler(Layer):
         self.padding_mode = padding_mode
         self.align_corners = validation.boolean("align_corners", align_corners)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "interpolation": self.interpolation,
-            "padding_mode": self.padding_mode,
-            "align_corners": self.align_corners,
-        }
-
 
 @keras.saving.register_keras_serializable("tf_deform")
 class GridSample(_Sampler):
     """Returns `[batch, *output_size, channels]`: the inputs sampled at a normalised grid.
 
-    Args:
-        interpolation: "bilinear", "nearest" (no gradient to the grid) or "bicubic".
-        padding_mode: "zeros", "border" or "reflection".
-        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
-
     Call arguments:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes.
         grid: `[batch, *output_size, rank]`, normalised, the last axis (x, y[, z]). Float32: half
             precision loses sub-pixels.
-
-    Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
 
     Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, section 3.3).
 
@@ -64,7 +58,10 @@ class GridSample(_Sampler):
         TensorShape([2, 4, 5, 3])
     """
 
-    def call(self, inputs, grid):
+    def build(self, inputs_shape: Shape, grid_shape: Shape) -> None:
+        pass
+
+    def call(self, inputs: Tensor, grid: Tensor) -> Tensor:
         return ops.grid_sample(
             tf.cast(validation.floating("inputs", inputs), self.compute_dtype),
             grid,
@@ -73,7 +70,9 @@ class GridSample(_Sampler):
             align_corners=self.align_corners,
         )
 
-    def compute_output_shape(self, inputs_shape, grid_shape):
+    def compute_output_shape(
+        self, inputs_shape: Shape, grid_shape: Shape
+    ) -> tuple[int | None, ...]:
         batch, *space, _ = inputs_shape
         expected = [batch, *[None] * len(space), len(space)]
         validation.check_shape("grid", grid_shape, expected, "[batch, *output_size, rank]")
@@ -99,19 +98,15 @@ class SpatialTransformer(_Sampler):
             "affine": 2 x 3 row by row, in 3-D 3 x 4;
             "projective": 3 x 3 row by row, the first 8, the last being 1;
             "thin_plate_spline": a displacement (x, y) for each control point, row by row.
-        output_size: (height, width) or (depth, height, width); None: the inputs' own.
+        output_size: int, (height, width) or (depth, height, width); None: the inputs' own.
         interpolation: "bilinear", "nearest" (does not train the localisation) or "bicubic" (2-D).
-        padding_mode: "zeros", "border" or "reflection".
-        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
         control_points: (rows, columns) of the thin plate spline.
 
     Call arguments:
         inputs: `[batch, height, width, channels]` or `[batch, depth, height, width, channels]`.
-        parameters: `[batch, parameters of the transformation]`, used instead of predicted ones.
-            Float32: half precision loses sub-pixels.
-
-    Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit.
+        parameters: `[batch, parameters of the transformation]`, used instead of predicted ones; of
+            an affine or projective transformation also the matrices, `[batch, 2, 3]`, in 3-D
+            `[batch, 3, 4]`, and `[batch, 3, 3]`. Float32: half precision loses sub-pixels.
 
     Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025).
 
@@ -127,15 +122,23 @@ class SpatialTransformer(_Sampler):
 
     def __init__(
         self,
-        localization,
-        transformation="affine",
-        output_size=None,
+        localization: keras.layers.Layer | None = None,
+        transformation: Transformation = "affine",
+        output_size: PerAxis | None = None,
         *,
-        control_points=(4, 4),
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        validation.choice("transformation", transformation, _TRANSFORMATIONS)
+        interpolation: Interpolation = "bilinear",
+        padding_mode: PaddingMode = "zeros",
+        align_corners: bool = False,
+        control_points: PerAxis = (4, 4),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            interpolation=interpolation,
+            padding_mode=padding_mode,
+            align_corners=align_corners,
+            **kwargs,
+        )
+        validation.choice("transformation", transformation, typing.get_args(Transformation))
         if localization is not None and not isinstance(localization, keras.layers.Layer):
             raise ValueError(
                 "localization must be a Keras layer or model, or None, received "
@@ -143,13 +146,17 @@ class SpatialTransformer(_Sampler):
             )
         self.localization = localization
         self.transformation = transformation
-        if output_size is not None:
-            validation.output_size(output_size, (2, 3), minimum=1)
-            output_size = tuple(output_size)
-        self.output_size = output_size
+        size: Any = output_size
+        if validation.is_integer(size):
+            validation.at_least(1, output_size=size)
+            size = int(size)
+        elif size is not None:
+            validation.output_size(size, (2, 3), minimum=1)
+            size = tuple(size)
+        self.output_size = size
         self.control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
 
-    def build(self, inputs_shape, parameters_shape=None):
+    def build(self, inputs_shape: Shape, parameters_shape: Shape | None = None) -> None:
         rank = len(inputs_shape) - 2
         if rank not in ((2, 3) if self.transformation in _IN_3D else (2,)):
             ranks = "2-D or 3-D" if self.transformation in _IN_3D else "2-D"
@@ -159,7 +166,7 @@ class SpatialTransformer(_Sampler):
             )
         if self.interpolation == "bicubic" and rank == 3:
             raise ValueError("interpolation 'bicubic' needs 2-D inputs, received 3-D ones")
-        if self.output_size is not None and len(self.output_size) != rank:
+        if isinstance(self.output_size, tuple) and len(self.output_size) != rank:
             raise ValueError(
                 f"output_size must have {rank} entries for inputs {tuple(inputs_shape)}, received "
                 f"{self.output_size}"
@@ -169,7 +176,7 @@ class SpatialTransformer(_Sampler):
                 raise ValueError("parameters must be given, because localization is None")
             return
         identity = self._identity(rank)
-        self.predictor = keras.layers.Dense(
+        self.predictor = Dense(
             len(identity),
             kernel_initializer="zeros",
             bias_initializer=lambda shape, dtype: tf.constant(identity, dtype, shape),
@@ -190,7 +197,7 @@ class SpatialTransformer(_Sampler):
             )
         self.predictor.build((features_shape[0], math.prod(features_shape[1:])))
 
-    def predict_parameters(self, inputs):
+    def predict_parameters(self, inputs: Tensor) -> Tensor:
         """Returns the parameters `[batch, parameters]` that the localisation net predicts."""
         if self.localization is None:
             raise ValueError("parameters must be given, because localization is None")
@@ -199,7 +206,7 @@ class SpatialTransformer(_Sampler):
         features = tf.reshape(features, [batch, math.prod(features.shape[1:])])
         return self.predictor(features)
 
-    def sampling_grid(self, inputs, parameters=None):
+    def sampling_grid(self, inputs: Tensor, parameters: Tensor | None = None) -> Tensor:
         """Returns where the layer samples: the normalised grid `[batch, *output_size, rank]`.
 
         The positions are (x, y[, z]), -1 and 1 being the inputs' edges (see `align_corners`), in
@@ -210,7 +217,7 @@ class SpatialTransformer(_Sampler):
         inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
         return grids.stacked(self._grid_for(inputs, parameters))
 
-    def call(self, inputs, parameters=None):
+    def call(self, inputs: Tensor, parameters: Tensor | None = None) -> Tensor:
         inputs = tf.cast(validation.floating("inputs", inputs), self.compute_dtype)
         return grids.sample_at(
             inputs,
@@ -225,42 +232,47 @@ class SpatialTransformer(_Sampler):
         if parameters is None:
             parameters = self.predict_parameters(inputs)
         batch, *space, _ = validation.sizes(inputs)
-        parameters = validation.shaped(
-            "parameters",
-            validation.floating("parameters", parameters),
-            *self._expected(batch, len(space)),
-        )
+        parameters = validation.floating("parameters", parameters)
+        shape = self._expected(batch, len(space), len(parameters.shape))
+        parameters = validation.shaped("parameters", parameters, *shape)
         if parameters.dtype != tf.float64:
             parameters = tf.cast(parameters, tf.float32)
-        size = space if self.output_size is None else self.output_size
-        return self._grid(parameters, len(space), size)
+        return self._grid(parameters, len(space), self._size(space))
 
-    def compute_output_shape(self, inputs_shape, parameters_shape=None):
+    def compute_output_shape(
+        self, inputs_shape: Shape, parameters_shape: Shape | None = None
+    ) -> tuple[int | None, ...]:
+        batch, *space, channels = inputs_shape
         if parameters_shape is not None:
-            expected, meaning = self._expected(inputs_shape[0], len(inputs_shape) - 2)
-            validation.check_shape("parameters", parameters_shape, expected, meaning)
-        size = inputs_shape[1:-1] if self.output_size is None else self.output_size
-        return (inputs_shape[0], *size, inputs_shape[-1])
+            shape = self._expected(batch, len(space), len(parameters_shape))
+            validation.check_shape("parameters", parameters_shape, *shape)
+        return (batch, *self._size(space), channels)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "localization": keras.saving.serialize_keras_object(self.localization),
-            "transformation": self.transformation,
-            "output_size": self.output_size,
-            "control_points": self.control_points,
-        }
+    def _size(self, space):
+        """Returns the output's size, given the inputs'."""
+        if self.output_size is None:
+            return space
+        return validation.per_axis("output_size", self.output_size, len(space))
+
+    def get_config(self) -> dict[str, Any]:
+        localization = keras.saving.serialize_keras_object(self.localization)
+        return {**super().get_config(), "localization": localization}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> SpatialTransformer:
         config = dict(config)
         config["localization"] = keras.saving.deserialize_keras_object(config["localization"])
         return cls(**config)
 
-    def _expected(self, batch, rank):
-        """Returns the parameters' shape, and the shape in words."""
+    def _expected(self, batch, rank, axes):
+        """Returns the shape of parameters that have so many axes, and the shape in words."""
+        kind = f"for the transformation {self.transformation}"
         count = len(self._identity(rank))
-        return [batch, count], f"[batch, {count}] for the transformation {self.transformation}"
+        if self.transformation not in ("affine", "projective"):
+            return [batch, count], f"[batch, {count}] {kind}"
+        matrix = [rank, rank + 1] if self.transformation == "affine" else [3, 3]
+        expected = [batch, *matrix] if axes == 3 else [batch, count]
+        return expected, f"[batch, {count}] or [batch, {matrix[0]}, {matrix[1]}] {kind}"
 
     def _identity(self, rank):
         """Returns the parameters of the identity, for inputs with `rank` spatial axes."""
@@ -285,11 +297,12 @@ class SpatialTransformer(_Sampler):
                 displacements, size, self.control_points, self.align_corners
             )
         if self.transformation == "projective":
-            theta = tf.concat([parameters, tf.ones_like(parameters[:, :1])], axis=1)
-            theta = tf.reshape(theta, [batch, 3, 3])
+            theta = parameters
+            if len(theta.shape) == 2:
+                theta = tf.concat([theta, tf.ones_like(theta[:, :1])], axis=1)
+                theta = tf.reshape(theta, [batch, 3, 3])
             return grids.projective(theta, size, self.align_corners)
-        theta = _TRANSFORMATIONS[self.transformation](parameters, rank)
-        theta = tf.reshape(theta, [batch, rank, rank + 1])
+        theta = _AFFINE[self.transformation](parameters, rank)
         return grids.affine(theta, size, self.align_corners)
 
 
@@ -317,13 +330,11 @@ def _diagonal(scale, shift, rank):
     return tf.stack([entry for row in rows for entry in row], axis=1)
 
 
-# The transformations by name, those that are affine with the function from parameters to theta.
-_TRANSFORMATIONS: dict[str, Any] = {
+# The functions from the parameters of transformations that are affine to theta.
+_AFFINE = {
     "translation": _translation,
     "attention": _attention,
     "similarity": _similarity,
     "affine": lambda parameters, rank: parameters,
-    "projective": None,
-    "thin_plate_spline": None,
 }
 _IN_3D = ("translation", "attention", "affine")

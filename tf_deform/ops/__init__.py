@@ -44,3 +44,7 @@ __all__ = [
     "warp",
     "weighted_sample",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,10 @@
 """Depthwise deformable convolution with weights for every pixel: DCNv3 and DCNv4."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
+from tf_deform.annotations import Padding, PerAxis, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.deformable_conv import (
     explicit_padding,
@@ -15,17 +18,17 @@ from tf_deform.ops.symbolic import operator
 
 @operator
 def dcnv3(
-    inputs,
-    offset,
-    mask,
-    kernel_size,
+    inputs: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel_size: PerAxis,
     *,
-    strides=1,
-    padding="valid",
-    dilation_rate=1,
-    offset_scale=1.0,
-    remove_center=False,
-):
+    strides: PerAxis = 1,
+    padding: Padding = "valid",
+    dilation_rate: PerAxis = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> Tensor:
     """Returns `[batch, *output, channels]`: for each pixel the weighted sum of its moved taps.
 
     Instead of a kernel there are weights for each pixel, group of channels and tap. The tap k of
@@ -35,17 +38,18 @@ def dcnv3(
 
     Args:
         inputs: `[batch, height, width, channels]`, any floating dtype.
-        offset: `[batch, *output, groups * taps * 2]`, float32 or float64. The last axis runs over
-            groups, taps (column by column) and coordinates (x, y), the coordinates fastest.
-            Channel c is in group `c // (channels / groups)`.
-        mask: `[batch, *output, groups * taps]`, the weights, used as they are; the groups follow
-            from its shape. In DCNv3 they are a softmax over the taps of each group.
-        kernel_size: int, or (height, width).
-        strides: int, or (height, width).
-        padding: "valid", "same", an int, or a (before, after) pair for height and for width, as in
-            `deformable_conv`.
-        dilation_rate: int, or (height, width).
-        offset_scale: factor on offsets and on the taps' distances from the centre.
+        offset: `[batch, *output, groups * taps * 2]` in pixels, float32 or float64. The last axis
+            runs over groups, taps (column by column) and coordinates (x, y), the coordinates
+            fastest. Channel c is in group `c // (channels / groups)`.
+        mask: `[batch, *output, groups * taps]`, any floating dtype, the weights, used as they are;
+            the groups follow from its shape. In DCNv3 they are a softmax over the taps of each
+            group.
+        kernel_size: int, or (height, width), in taps.
+        strides: int, or (height, width), in input pixels.
+        padding: "valid", "same" (as in Keras: asymmetric where it is odd), an int of pixels for all
+            sides, or a (before, after) pair for height and one for width.
+        dilation_rate: int, or (height, width): pixels from one tap of the kernel to the next.
+        offset_scale: factor on the offsets and on the taps' distances from the centre, above 0.
         remove_center: whether to leave out the tap at the centre; for odd kernels.
 
     Returns:
@@ -110,38 +114,47 @@ def sampling_positions(
 
 @operator
 def dcnv4(
-    inputs,
-    offset_mask,
-    kernel_size,
+    inputs: Tensor,
+    offset_mask: Tensor,
+    kernel_size: PerAxis,
     *,
-    groups,
-    strides=1,
-    padding="valid",
-    dilation_rate=1,
-    offset_scale=1.0,
-    remove_center=False,
-):
-    """Returns `[batch, *output, channels]`: what `dcnv3` does, offsets and weights in one tensor.
+    groups: int,
+    strides: PerAxis = 1,
+    padding: Padding = "valid",
+    dilation_rate: PerAxis = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> Tensor:
+    """Returns `[batch, *output, channels]`: for each pixel the weighted sum of its moved taps.
+
+    This is `dcnv3` with offsets and weights in one tensor. The tap k of the output pixel at q
+    samples the inputs linearly, 0 outside, at
+    `q * strides - padding + centre + (k * dilation_rate - centre + offset) * offset_scale`, where
+    the centre is `dilation_rate * (kernel_size - 1) // 2`.
 
     Args:
         inputs: `[batch, height, width, channels]`, any floating dtype.
         offset_mask: `[batch, *output, groups * taps * 3, rounded up to a multiple of 8]`, float32
-            or float64. For each group it holds the offsets of its taps, then their weights, in the
-            order that `dcnv3` has them in; what is left over at the end is not read. The weights
-            are used as they are: DCNv4 has no softmax.
-        kernel_size: int, or (height, width).
-        groups: int, divides the channels.
-        strides: as in `dcnv3`.
-        padding: as in `dcnv3`.
-        dilation_rate: as in `dcnv3`.
-        offset_scale: as in `dcnv3`.
-        remove_center: as in `dcnv3`.
+            or float64. For each group it holds the offsets of its taps in pixels, (x, y) for each
+            tap, then the taps' weights, the taps column by column; what is left over at the end is
+            not read. The weights are used as they are: DCNv4 has no softmax.
+        kernel_size: int, or (height, width), in taps.
+        groups: into how many groups the channels are divided, each with offsets of its own.
+            Channel c is in group `c // (channels / groups)`.
+        strides: int, or (height, width), in input pixels.
+        padding: "valid", "same" (as in Keras: asymmetric where it is odd), an int of pixels for all
+            sides, or a (before, after) pair for height and one for width.
+        dilation_rate: int, or (height, width): pixels from one tap of the kernel to the next.
+        offset_scale: factor on the offsets and on the taps' distances from the centre, above 0.
+        remove_center: whether to leave out the tap at the centre; for odd kernels.
 
     Returns:
         The sums in the dtype of `inputs`; half precision is accumulated in float32.
 
     Raises:
-        ValueError, TypeError, InvalidArgumentError: as `dcnv3`.
+        ValueError, TypeError: a shape, dtype or option that does not fit, and images, if there are
+            any, smaller with their padding than the kernel.
+        InvalidArgumentError: the same where shapes are known only at run time.
 
     Source: Xiong et al., "Efficient Deformable ConvNets" (arXiv:2401.06197, section 3.1, without
     its projections); the channels' order as in the authors' implementation.

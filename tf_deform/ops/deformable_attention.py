@@ -1,14 +1,21 @@
 """Deformable attention over feature maps of several scales."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import tensorflow as tf
 
+from tf_deform.annotations import Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sample_table
 from tf_deform.ops.symbolic import operator
 
 
 @operator
-def multi_scale_deformable_attention(values, locations, weights):
+def multi_scale_deformable_attention(
+    values: Sequence[Tensor], locations: Tensor, weights: Tensor
+) -> Tensor:
     """Returns `[batch, queries, heads * dim]`: for each query and head a weighted sum of samples.
 
     Each head samples its channels of every feature map linearly at a few places of its own, 0

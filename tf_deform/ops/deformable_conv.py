@@ -1,11 +1,14 @@
 """Deformable convolution in one to three dimensions."""
 
+from __future__ import annotations
+
 import itertools
 import math
 
 import tensorflow as tf
 
 from tf_deform import compiled, onnx_ops
+from tf_deform.annotations import Padding, PerAxis, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sample_table
 from tf_deform.ops.symbolic import operator
@@ -13,8 +16,15 @@ from tf_deform.ops.symbolic import operator
 
 @operator
 def deformable_conv(
-    inputs, kernel, offset, mask=None, *, strides=1, padding="valid", dilation_rate=1
-):
+    inputs: Tensor,
+    kernel: Tensor,
+    offset: Tensor,
+    mask: Tensor | None = None,
+    *,
+    strides: PerAxis = 1,
+    padding: Padding = "valid",
+    dilation_rate: PerAxis = 1,
+) -> Tensor:
     """Returns `[batch, *output, filters]`: a convolution whose taps are moved by offsets.
 
     The tap k of the output pixel at q samples the inputs linearly at
@@ -23,15 +33,17 @@ def deformable_conv(
 
     Args:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
-        kernel: `[*kernel_size, channels / groups, filters]`; the groups follow from the shapes.
+        kernel: `[*kernel_size, channels / groups, filters]`, any floating dtype, its shape known
+            while tracing; the groups follow from the shapes.
         offset: `[batch, *output, deformable_groups * taps * rank]` in pixels, float32 or float64.
             The last axis runs over deformable groups, taps (row by row) and coordinates (y, x),
             the coordinates fastest. Channel c is in deformable group `c // (channels / groups)`.
-        mask: `[batch, *output, deformable_groups * taps]`, which multiplies the samples, or None.
-        strides: int or one int an axis.
-        padding: "valid", "same" (as in Keras: asymmetric where it is odd), "causal" (1-D), an int,
-            or one (before, after) pair an axis.
-        dilation_rate: int or one int an axis.
+        mask: `[batch, *output, deformable_groups * taps]`, any floating dtype, which multiplies the
+            samples; None: nothing does.
+        strides: int or one int an axis, in input pixels.
+        padding: "valid", "same" (as in Keras: asymmetric where it is odd), "causal" (1-D), an int
+            of pixels for all sides, or one (before, after) pair an axis.
+        dilation_rate: int or one int an axis: pixels from one tap of the kernel to the next.
 
     Returns:
         The convolution in the dtype of `inputs`; half precision is accumulated in float32.

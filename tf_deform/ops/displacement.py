@@ -1,16 +1,25 @@
 """Dense displacement fields, in pixels: warping by one, and integrating a velocity to one."""
 
+from __future__ import annotations
+
 import math
 
 import tensorflow as tf
 
+from tf_deform.annotations import Interpolation, PaddingMode, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import sample_axes
 from tf_deform.ops.symbolic import operator
 
 
 @operator
-def warp(inputs, flow, *, interpolation="bilinear", padding_mode="border"):
+def warp(
+    inputs: Tensor,
+    flow: Tensor,
+    *,
+    interpolation: Interpolation = "bilinear",
+    padding_mode: PaddingMode = "border",
+) -> Tensor:
     """Returns `[batch, *space, channels]`: at every pixel p the inputs at `p + flow[p]`.
 
     The flow is added, as in registration and in warping back by an optical flow: where it is
@@ -22,9 +31,9 @@ def warp(inputs, flow, *, interpolation="bilinear", padding_mode="border"):
         flow: `[batch, *space, rank]`, displacements in pixels, array order (y, x) or (z, y, x).
             Use float32 or float64.
         interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves to even; no
-            gradient to the flow) or "bicubic".
-        padding_mode: "border" repeats the edge pixel; "zeros" or "reflection" (about the centres
-            of the edge pixels).
+            gradient to the flow) or "bicubic" (cubic convolution with A = -0.75).
+        padding_mode: "border" repeats the edge pixel; "zeros" outside the image; "reflection"
+            reflects about the centres of the edge pixels.
 
     Returns:
         Samples in the dtype of `inputs`. A NaN or infinite flow samples 0.
@@ -55,7 +64,7 @@ def warp(inputs, flow, *, interpolation="bilinear", padding_mode="border"):
 
 
 @operator
-def integrate_velocity(velocity, *, steps=7):
+def integrate_velocity(velocity: Tensor, *, steps: int = 7) -> Tensor:
     """Returns the displacement `[batch, *space, rank]` of flowing along a velocity for unit time.
 
     By scaling and squaring: the displacement after a time of `2 ** -steps` is about the velocity

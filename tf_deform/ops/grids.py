@@ -4,24 +4,31 @@ Grids are in normalised coordinates, (x, y[, z]) order, as users of other librar
 and 1 are the outer edges of the edge pixels, or their centres with `align_corners`.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_deform import compiled, onnx_ops
+from tf_deform.annotations import Interpolation, PaddingMode, PerAxis, Tensor
 from tf_deform.ops import sampling, validation
 from tf_deform.ops.symbolic import operator
 
 
 @operator
-def affine_grid(theta, output_size, *, align_corners=False):
+def affine_grid(
+    theta: Tensor, output_size: Sequence[int | Tensor], *, align_corners: bool = False
+) -> Tensor:
     """Returns the sampling grid `[batch, *output_size, rank]` of affine transformations.
 
     Args:
         theta: `[batch, 2, 3]` or `[batch, 3, 4]`, floating-point: maps a normalised output position
-            (x, y[, z], 1) to the normalised input position sampled there.
+            (x, y[, z], 1) to the normalised input position sampled there. `[batch, 6]` or
+            `[batch, 12]` are the same row by row.
         output_size: (height, width) or (depth, height, width); ints or scalar tensors.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
 
@@ -42,7 +49,9 @@ def affine_grid(theta, output_size, *, align_corners=False):
 
 
 @operator
-def projective_grid(theta, output_size, *, align_corners=False):
+def projective_grid(
+    theta: Tensor, output_size: Sequence[int | Tensor], *, align_corners: bool = False
+) -> Tensor:
     """Returns the sampling grid `[batch, height, width, 2]` of projective transformations.
 
     Args:
@@ -69,8 +78,12 @@ def projective_grid(theta, output_size, *, align_corners=False):
 
 @operator
 def thin_plate_spline_grid(
-    displacements, output_size, *, control_points=(4, 4), align_corners=False
-):
+    displacements: Tensor,
+    output_size: Sequence[int | Tensor],
+    *,
+    control_points: PerAxis = (4, 4),
+    align_corners: bool = False,
+) -> Tensor:
     """Returns the sampling grid `[batch, height, width, 2]` of thin plate splines.
 
     The control points lie on a regular grid from -1 to 1, row by row; each samples the input at
@@ -80,7 +93,7 @@ def thin_plate_spline_grid(
     Args:
         displacements: `[batch, rows * columns, 2]`, floating-point, normalised (x, y).
         output_size: (height, width); ints or scalar tensors.
-        control_points: (rows, columns), each at least 2.
+        control_points: int, or (rows, columns), each at least 2.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
 
     Returns:
@@ -101,17 +114,24 @@ def thin_plate_spline_grid(
 
 @operator
 def grid_sample(
-    inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False
-):
+    inputs: Tensor,
+    grid: Tensor,
+    *,
+    interpolation: Interpolation = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
     """Returns `[batch, *output_size, channels]`: the inputs sampled at a normalised grid.
 
     Args:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
         grid: `[batch, *output_size, rank]`, normalised, the last axis (x, y[, z]). Use float32 or
             float64: half precision loses sub-pixels.
-        interpolation: "bilinear", "nearest" (halves to even; no gradient to the grid) or "bicubic".
-        padding_mode: "zeros", "border" or "reflection" (about the outer edges of the edge pixels,
-            or about their centres with `align_corners`).
+        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves to even; no
+            gradient to the grid) or "bicubic" (cubic convolution with A = -0.75).
+        padding_mode: "zeros" outside the image; "border" repeats the edge pixel; "reflection"
+            reflects about the outer edges of the edge pixels, or with `align_corners` about their
+            centres.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
 
     Returns:
@@ -191,7 +211,7 @@ def affine(theta, output_size, align_corners):
     validation.output_size(output_size, (2, 3))
     align_corners = validation.boolean("align_corners", align_corners)
     rank = len(output_size)
-    theta = _parameters("theta", theta, [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]")
+    theta = _matrices(theta, rank)
     axes = _normalized(output_size, align_corners, theta.dtype)
     if compiled.stays_on_cpu():  # on a GPU tf.matmul would round to TF32
         return _affine_product(theta, axes, output_size)
@@ -281,6 +301,22 @@ def _affine_product(theta, axes, output_size):
     factors = tf.reshape(tf.stack(factors, axis=-1), [math.prod(outer), rank])
     grid = tf.matmul(factors, tf.reshape(rows, [batch, rank, width * rank]))
     return tf.reshape(grid, [batch, *output_size, rank])
+
+
+def _matrices(theta, rank):
+    """Returns `[batch, rank, rank + 1]`, in float32 or wider, of a theta that may be flat."""
+    theta = validation.floating("theta", theta)
+    entries = rank * (rank + 1)
+    expected, meaning = [None, rank, rank + 1], f"[batch, {rank}, {rank + 1}]"
+    if theta.shape.rank == 2:
+        expected, meaning = [None, entries], f"{meaning} or [batch, {entries}]"
+    else:
+        meaning = f"[batch, {entries}] or {meaning}"
+    theta = _parameters("theta", theta, expected, meaning)
+    # Were the whole shape constant, TensorFlow would reshape before it checks.
+    matrices = tf.reshape(theta, [-1, rank, rank + 1])
+    matrices.set_shape([theta.shape[0], rank, rank + 1])
+    return matrices
 
 
 def _parameters(name, tensor, expected, meaning):

@@ -7,8 +7,6 @@ import tensorflow as tf
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import sample_axes
 
-FILL_MODES = ("constant", "nearest", "reflect", "wrap")
-
 
 def project(images, transforms, size, interpolation, fill_mode, fill_value):
     """Returns `[batch, *size, channels]`: the images at the positions of the output's pixels.

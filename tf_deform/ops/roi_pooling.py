@@ -3,13 +3,17 @@
 No operator here has a gradient to the boxes.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_deform import onnx_ops
+from tf_deform.annotations import PerAxis, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.bins import mean_in_bins, mean_of_valid, places_of, points_in
 from tf_deform.ops.regions import (
@@ -25,15 +29,15 @@ from tf_deform.ops.symbolic import operator
 
 @operator
 def roi_align(
-    features,
-    boxes,
-    box_indices,
-    output_size,
+    features: Tensor,
+    boxes: Tensor,
+    box_indices: Tensor,
+    output_size: PerAxis,
     *,
-    spatial_scale=1.0,
-    sampling_ratio=2,
-    aligned=True,
-):
+    spatial_scale: float | Tensor = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+) -> Tensor:
     """Returns `[rois, *output_size, channels]`: the mean of samples in each bin of each box.
 
     Args:
@@ -42,7 +46,8 @@ def roi_align(
             float64. A NaN box gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
         output_size: int, or (height, width) in bins.
-        spatial_scale: features' size over the input image's size.
+        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
+            tensor.
         sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
             that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
         aligned: whether pixel centres are at integers plus a half in the input image, as they are
@@ -68,52 +73,60 @@ def roi_align(
     features, boxes, box_indices, spatial_scale = _checked(
         features, boxes, box_indices, spatial_scale
     )
-    output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    size = validation.per_axis("output_size", output_size, 2, minimum=0)
     aligned = validation.boolean("aligned", aligned)
     if onnx_ops.wanted():
         return onnx_ops.roi_align(
-            features, boxes, box_indices, output_size, spatial_scale, sampling_ratio, aligned
+            features, boxes, box_indices, size, spatial_scale, sampling_ratio, aligned
         )
-    bins = bins_at_rest(boxes, output_size, spatial_scale, aligned)
-    shape = [validation.sizes(boxes)[0], *output_size]
+    bins = bins_at_rest(boxes, size, spatial_scale, aligned)
+    shape = [validation.sizes(boxes)[0], *size]
     pooled = mean_in_bins(Table.of(features, 1), box_indices, bins, shape, sampling_ratio)
     return tf.cast(pooled, features.dtype)
 
 
 @operator
 def multi_scale_roi_align(
-    features,
-    boxes,
-    box_indices,
-    output_size,
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    box_indices: Tensor,
+    output_size: PerAxis,
     *,
-    scales,
-    sampling_ratio=2,
-    aligned=True,
-    canonical_size=224,
-    canonical_level=4,
-):
+    scales: Sequence[float],
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    canonical_size: float = 224,
+    canonical_level: float = 4,
+) -> Tensor:
     """Returns `[rois, *output_size, channels]`: RoIAlign of each box on the level that suits it.
 
     Args:
-        features: list of `[batch, height, width, channels]`, finest first, of equal batch and
-            channels.
+        features: list of `[batch, height, width, channels]`, finest first, of equal batch,
+            channels and floating dtype.
         boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
             float64. A NaN box gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
         output_size: int, or (height, width) in bins.
-        scales: for each level the features' size over the input image's size, each half of the one
-            before.
-        sampling_ratio: as in `roi_align`.
-        aligned: as in `roi_align`.
-        canonical_size: the square root of a box's area, in pixels, for which
-        canonical_level: is the level, counted so that level k has the scale 2**-k.
+        scales: for each level the features' size over the input image's size, numbers above 0,
+            each half of the one before.
+        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
+            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
+        aligned: whether pixel centres are at integers plus a half in the input image, as they are
+            in continuous coordinates. False is the older convention, in which boxes are also made
+            at least one pixel wide.
+        canonical_size: the square root of a box's area, in input-image pixels, for which
+            `canonical_level` is the level.
+        canonical_level: the level of a box of `canonical_size`, counted so that level k has the
+            scale 2**-k.
 
     Returns:
-        Means in the dtype of the features.
+        Means in the dtype of the features; half precision is accumulated in float32. A sample more
+        than a pixel outside counts as 0; eager calls warn if all finite boxes lie outside.
 
     Raises:
-        ValueError, TypeError, InvalidArgumentError: as `roi_align`.
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+            outside the batch (not under XLA, which has no run-time errors).
 
     Source: Lin et al., "Feature Pyramid Networks" (arXiv:1612.03144, equation 1).
 
@@ -137,17 +150,25 @@ def multi_scale_roi_align(
     canonical_size = validation.number("canonical_size", canonical_size, above=0)
     canonical_level = validation.number("canonical_level", canonical_level)
     level, scale = levels_of(boxes, scales, canonical_size, canonical_level)
-    output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    size = validation.per_axis("output_size", output_size, 2, minimum=0)
     aligned = validation.boolean("aligned", aligned)
-    bins = bins_at_rest(boxes, output_size, scale, aligned)
-    shape = [validation.sizes(boxes)[0], *output_size]
+    bins = bins_at_rest(boxes, size, scale, aligned)
+    shape = [validation.sizes(boxes)[0], *size]
     table = Table.of_levels(levels, level)
     pooled = mean_in_bins(table, box_indices, bins, shape, sampling_ratio)
     return tf.cast(pooled, first.dtype)
 
 
 @operator
-def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2):
+def ps_roi_align(
+    features: Tensor,
+    boxes: Tensor,
+    box_indices: Tensor,
+    output_size: PerAxis,
+    *,
+    spatial_scale: float | Tensor = 1.0,
+    sampling_ratio: int = 2,
+) -> Tensor:
     """Returns `[rois, *output_size, output_channels]`: RoIAlign whose bins have their own channels.
 
     Bin (h, w) of output channel c pools input channel `(c * height + h) * width + w`.
@@ -158,15 +179,21 @@ def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0
             float64. A NaN box gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
         output_size: int, or (height, width) in bins.
-        spatial_scale: features' size over the input image's size.
-        sampling_ratio: samples a bin along each axis; 0 as in `roi_align`.
+        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
+            tensor.
+        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
+            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
 
     Returns:
-        Means in the dtype of `features`; always aligned, boxes of any size.
+        Means in the dtype of `features`; pixel centres are at integers plus a half in the input
+        image, and boxes of any size. A sample more than a pixel outside counts as 0; eager calls
+        warn if all finite boxes lie outside.
 
     Raises:
-        ValueError, TypeError, InvalidArgumentError: as `roi_align`; ValueError also where the
-            channels are no multiple of the bins.
+        ValueError, TypeError: a shape, dtype or option that does not fit, and channels that are no
+            multiple of the bins.
+        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+            outside the batch (not under XLA, which has no run-time errors).
 
     Source: Dai et al., "R-FCN" (arXiv:1605.06409, equation 1), with the sampling of RoIAlign.
 
@@ -178,14 +205,14 @@ def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0
     features, boxes, box_indices, spatial_scale = _checked(
         features, boxes, box_indices, spatial_scale
     )
-    output_size = validation.per_axis("output_size", output_size, 2)
-    count = math.prod(output_size)
+    size = validation.per_axis("output_size", output_size, 2)
+    count = math.prod(size)
     if features.shape[-1] is None or features.shape[-1] % count:
         raise ValueError(
             f"features must have channels divisible by the {count} bins, received {features.shape}"
         )
-    bins = bins_at_rest(boxes, output_size, spatial_scale)
-    shape = [validation.sizes(boxes)[0], *output_size]
+    bins = bins_at_rest(boxes, size, spatial_scale)
+    shape = [validation.sizes(boxes)[0], *size]
     maps = _channel_maps(features, count)
     index = box_indices[:, None] * count + tf.range(count, dtype=box_indices.dtype)  # [rois, bins]
     pooled = mean_in_bins(Table.of(maps, 1), index, bins, shape, sampling_ratio)
@@ -194,17 +221,17 @@ def ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0
 
 @operator
 def deformable_roi_pool(
-    features,
-    boxes,
-    box_indices,
-    offset,
-    output_size,
+    features: Tensor,
+    boxes: Tensor,
+    box_indices: Tensor,
+    offset: Tensor | None,
+    output_size: PerAxis,
     *,
-    mask=None,
-    spatial_scale=1.0,
-    sampling_ratio=2,
-    gamma=0.1,
-):
+    mask: Tensor | None = None,
+    spatial_scale: float | Tensor = 1.0,
+    sampling_ratio: int = 2,
+    gamma: float | Tensor = 0.1,
+) -> Tensor:
     """Returns `[rois, *output_size, channels]`: RoIAlign whose bins are moved by offsets.
 
     Args:
@@ -212,19 +239,27 @@ def deformable_roi_pool(
         boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
             float64. A NaN box gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
-        offset: `[rois, *output_size, 2]` as (y, x): bins move by `gamma * box size * offset`.
-            None leaves them in place.
+        offset: `[rois, *output_size, 2]` as (y, x), any floating dtype: bins move by
+            `gamma * box size * offset`. None leaves them in place.
         output_size: int, or (height, width) in bins.
-        mask: `[rois, *output_size]`, which multiplies the bins, or None.
-        spatial_scale: features' size over the input image's size.
-        sampling_ratio: samples a bin along each axis; 0 as in `roi_align`.
-        gamma: share of the box's size that an offset of 1 moves a bin by.
+        mask: `[rois, *output_size]`, any floating dtype, which multiplies the bins; None: nothing
+            does.
+        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
+            tensor.
+        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
+            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
+        gamma: share of the box's size that an offset of 1 moves a bin by; a number or a scalar
+            tensor.
 
     Returns:
-        Means in the dtype of `features`; always aligned.
+        Means in the dtype of `features`; pixel centres are at integers plus a half in the input
+        image. A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes
+        lie outside.
 
     Raises:
-        ValueError, TypeError, InvalidArgumentError: as `roi_align`.
+        ValueError, TypeError: a shape, dtype or option that does not fit.
+        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+            outside the batch (not under XLA, which has no run-time errors).
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, equation 5), with
     the sampling of RoIAlign; the mask: "Deformable ConvNets v2" (arXiv:1811.11168, section 3.2).
@@ -239,10 +274,10 @@ def deformable_roi_pool(
     features, boxes, box_indices, spatial_scale = _checked(
         features, boxes, box_indices, spatial_scale
     )
-    output_size = validation.per_axis("output_size", output_size, 2, minimum=0)
+    size = validation.per_axis("output_size", output_size, 2, minimum=0)
     gamma = validation.number("gamma", gamma)
-    bins = moved_bins(boxes, offset, output_size, spatial_scale, gamma)
-    shape = [validation.sizes(boxes)[0], *output_size]
+    bins = moved_bins(boxes, offset, size, spatial_scale, gamma)
+    shape = [validation.sizes(boxes)[0], *size]
     pooled = mean_in_bins(Table.of(features, 1), box_indices, bins, shape, sampling_ratio)
     if mask is not None:
         mask = validation.shaped(
@@ -254,19 +289,19 @@ def deformable_roi_pool(
 
 @operator
 def deformable_ps_roi_pool(
-    features,
-    boxes,
-    box_indices,
-    offset,
-    output_size,
+    features: Tensor,
+    boxes: Tensor,
+    box_indices: Tensor,
+    offset: Tensor | None,
+    output_size: PerAxis,
     *,
-    output_channels,
-    group_size,
-    part_size,
-    sample_per_part=4,
-    trans_std=0.1,
-    spatial_scale=1.0,
-):
+    output_channels: int,
+    group_size: int,
+    part_size: int,
+    sample_per_part: int = 4,
+    trans_std: float | Tensor = 0.1,
+    spatial_scale: float | Tensor = 1.0,
+) -> Tensor:
     """Returns `[rois, *output_size, output_channels]`: position-sensitive pooling of moved bins.
 
     A bin at row p of P reads the input channels of group row `floor(p * group_size / P)` and the
@@ -279,24 +314,28 @@ def deformable_ps_roi_pool(
             float64, rounded to whole pixels (halves away from zero), both ends included. A NaN box
             gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
-        offset: `[rois, part_size, part_size, 2 * classes]` as (y, x) for each class: bins move by
-            `trans_std * box size * offset`. Output channel c is of class
+        offset: `[rois, part_size, part_size, 2 * classes]` as (y, x) for each class, any floating
+            dtype: bins move by `trans_std * box size * offset`. Output channel c is of class
             `c // (output_channels / classes)`. None leaves the bins in place.
         output_size: int, or (height, width) in bins.
-        output_channels: int.
+        output_channels: how many channels the result has.
         group_size: cells along each axis in which the features have channels of their own.
         part_size: cells along each axis in which the offsets are given.
         sample_per_part: samples a bin along each axis, from the bin's start on.
-        trans_std: share of the box's size that an offset of 1 moves a bin by.
-        spatial_scale: features' size over the input image's size.
+        trans_std: share of the box's size that an offset of 1 moves a bin by; a number or a scalar
+            tensor.
+        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
+            tensor.
 
     Returns:
         Means over the samples no further than half a pixel outside, 0 where there are none, in the
-        dtype of `features`.
+        dtype of `features`. Eager calls warn if all finite boxes lie outside.
 
     Raises:
-        ValueError, TypeError, InvalidArgumentError: as `roi_align`; ValueError also where the
-            channels are not `output_channels * group_size**2`, or classes do not divide them.
+        ValueError, TypeError: a shape, dtype or option that does not fit, channels that are not
+            `output_channels * group_size**2`, and classes that do not divide the output channels.
+        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+            outside the batch (not under XLA, which has no run-time errors).
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.2, and the
     authors' implementation for the rounding and the samples' places; offsets (x, y) there).
@@ -313,7 +352,7 @@ def deformable_ps_roi_pool(
     features, boxes, box_indices, spatial_scale = _checked(
         features, boxes, box_indices, spatial_scale
     )
-    output_size = validation.per_axis("output_size", output_size, 2)
+    size = validation.per_axis("output_size", output_size, 2)
     validation.at_least(
         1,
         output_channels=output_channels,
@@ -325,7 +364,7 @@ def deformable_ps_roi_pool(
     bins, classes = moved_bins_of_classes(
         boxes,
         offset,
-        output_size,
+        size,
         output_channels=output_channels,
         part_size=part_size,
         trans_std=trans_std,
@@ -337,13 +376,13 @@ def deformable_ps_roi_pool(
             f"{output_channels * group_size**2} channels, received {features.shape}"
         )
     maps = _channel_maps(features, group_size**2)
-    rows, columns = (cells_of(count, group_size) for count in output_size)
+    rows, columns = (cells_of(count, group_size) for count in size)
     cell = [row * group_size + column for row in rows for column in columns]
     index = box_indices[:, None] * group_size**2 + tf.constant(cell, box_indices.dtype)
     steps = [step / sample_per_part for step in range(sample_per_part)]
     points = points_in(bins, places_of(steps, boxes.dtype))
     pooled = mean_of_valid(Table.of(maps, classes), points, index)
-    shape = [validation.sizes(boxes)[0], *output_size, output_channels]
+    shape = [validation.sizes(boxes)[0], *size, output_channels]
     return tf.cast(tf.reshape(pooled, shape), features.dtype)
 
 

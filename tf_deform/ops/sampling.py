@@ -1,24 +1,32 @@
 """Sampling images at fractional positions: the interpolator that every operator is built on."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import tensorflow as tf
 
 from tf_deform import compiled
+from tf_deform.annotations import Interpolation, PaddingMode, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.gathering import gather_sum
 from tf_deform.ops.symbolic import operator
 
-INTERPOLATIONS = ("bilinear", "nearest", "bicubic")
-PADDING_MODES = ("zeros", "border", "reflection")
+INTERPOLATIONS = get_args(Interpolation)
+PADDING_MODES = get_args(PaddingMode)
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
 @operator
-def weighted_sample(values, points, weights=None, image_index=None):
+def weighted_sample(
+    values: Tensor,
+    points: Tensor,
+    weights: Tensor | None = None,
+    image_index: Tensor | None = None,
+) -> Tensor:
     """Returns `[rows, queries, channels]`: weighted sums of linear samples, zero outside.
 
     For each row, query and group of channels, the values are sampled linearly at `points_per_query`
@@ -31,7 +39,8 @@ def weighted_sample(values, points, weights=None, image_index=None):
         points: `[rows, queries, groups, points_per_query, rank]` in pixels, array order (y, x) or
             (z, y, x), float32 or float64. `groups` divides the channels; channel c is in group
             `c // (channels / groups)`.
-        weights: `[rows, queries, groups, points_per_query]`, or None for 1 everywhere.
+        weights: `[rows, queries, groups, points_per_query]`, any floating dtype, or None for 1
+            everywhere.
         image_index: `[rows]` integers, the image that each row reads; None: row r reads image r.
 
     Returns:
@@ -81,7 +90,13 @@ def weighted_sample(values, points, weights=None, image_index=None):
 
 
 @operator
-def sample(values, points, *, interpolation="bilinear", padding_mode="zeros"):
+def sample(
+    values: Tensor,
+    points: Tensor,
+    *,
+    interpolation: Interpolation = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+) -> Tensor:
     """Returns `[batch, ..., channels]`: the values at fractional pixel positions.
 
     Args:

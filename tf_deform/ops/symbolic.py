@@ -1,12 +1,17 @@
 """Functions of tensors that take KerasTensors as well, as those of keras.ops do."""
 
 import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import keras
 import tensorflow as tf
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
-def operator(function):
+
+def operator(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Returns the function, which given a KerasTensor becomes a node of a Functional model.
 
     Behind it stands a `keras.Operation` of its own, saved with the model as "tf_deform>ops." and
@@ -29,7 +34,7 @@ def operator(function):
     saved = keras.saving.register_keras_serializable("tf_deform", name)(FunctionOperation)
 
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if any(map(keras.backend.is_keras_tensor, keras.tree.flatten((args, kwargs)))):
             return saved()(*args, **kwargs)
         return function(*args, **kwargs)
