@@ -13,6 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
+import tf_deform as tfd
+
 HEIGHT, WIDTH = 96, 128
 DIGITS = (2, 5)
 SIZES = (14, 40)
@@ -43,7 +45,8 @@ def make_scenes(part, count, seed):
     images, boxes, labels = zip(
         *(make_scene(photos, digits, classes, random) for _ in range(count)), strict=True
     )
-    proposals = np.stack([propose(each, random) for each in boxes])
+    # Here all scenes have as many. Where they do not, the rows that are missing become NaN.
+    proposals = tfd.boxes.pad([propose(each, random) for each in boxes], PROPOSALS).numpy()
     return Scenes(np.stack(images), list(boxes), list(labels), proposals.astype(np.float32))
 
 

@@ -32,6 +32,7 @@ SWITCH = {
 TOOLS = {
     "OffsetMonitor": tfd.callbacks.OffsetMonitor,
     **{name: getattr(tfd.visualization, name) for name in tfd.visualization.__all__},
+    **{name: getattr(tfd.boxes, name) for name in tfd.boxes.__all__},
     "deformable": tfd.deformable,
     "export_onnx": tfd.export_onnx,
     "export_saved_model": tfd.export_saved_model,
@@ -46,8 +47,8 @@ PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 # patterns that fit a module the first counts.
 ROWS = """
 annotations
-startup files onnx_ops weight_files compiled.switch compiled.location
-compiled.gradients
+startup files onnx_ops checkpoints compiled.switch compiled.location
+compiled.gradients weight_files weight_parts
 compiled.loading
 compiled.*
 compiled
@@ -63,7 +64,7 @@ layers.base
 layers.lora layers.projections layers.regions
 layers.convolution
 layers.*
-layers addons drawing
+layers addons boxes drawing
 visualization
 backbone callbacks convert export
 onnx_export building
@@ -272,6 +273,7 @@ load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=N
 load_mmcv(layer, weights, prefix="")
 load_dcn(layer, weights, prefix="")
 read(path)
+pad(boxes, size=None)
 OffsetMonitor(inputs, *, log_dir="logs", pictures=0)
 plot_taps(image, layer, inputs=None, *, pixel, ax=None)
 plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None)
@@ -357,7 +359,7 @@ def test_layers_say_where_they_sample_given_what_the_call_is(name):
 def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
-    modules = {"addons", "callbacks", "convert", "layers", "ops", "visualization"}
+    modules = {"addons", "boxes", "callbacks", "convert", "layers", "ops", "visualization"}
     tools = {"deformable", "export_onnx", "export_saved_model"}
     assert set(tfd.__all__) == {*modules, *tools, *SWITCH}
 

@@ -336,12 +336,12 @@ def test_layers_load_from_files(kind, rng, tmp_path):
 
 
 def test_a_file_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match=r"mapping, a \.safetensors or a \.npz .*'model\.pth'"):
-        load_mmcv(predicting(mask_scale=1), "model.pth")
+    with pytest.raises(ValueError, match=r"mapping, or a \.safetensors, .*, received 'model\.h5'$"):
+        load_mmcv(predicting(mask_scale=1), "model.h5")
 
 
 def test_weights_of_another_kind_are_refused():
-    with pytest.raises(TypeError, match=r"mapping, a \.safetensors or a \.npz .* a list$"):
+    with pytest.raises(TypeError, match=r"mapping, or a \.safetensors, .*, received a list$"):
         load_mmcv(predicting(mask_scale=1), [np.ones((6, 4, 3, 3))])
 
 
@@ -491,6 +491,121 @@ def test_entries_of_others_are_not_looked_at():
     )
     with pytest.raises(ValueError, match=r"'other\.weight' is left over; 3 is left over; \('a'"):
         load_mmcv(predicting(mask_scale=1), sound() | names)
+
+
+# Prefixes that may have been meant
+
+KERNEL, BIAS = np.ones((6, 4)), np.ones(6)
+NEAR_MISSES = {
+    "without its dot": ("conv1", ["conv1.", "conv10."], "did you mean 'conv1.' in the place of"),
+    "in DataParallel": ("conv1.", ["module.conv1."], "did you mean 'module.conv1.' in the place"),
+    "in a backbone, without its dot": (
+        "conv1",
+        ["a.conv1.", "b.conv1.", "conv2."],
+        "did you mean 'a.conv1.' or 'b.conv1.' in the place of 'conv1'?",
+    ),
+    "too long": ("module.conv1.", ["conv1."], "did you mean 'conv1.' in the place of 'module."),
+    "not needed": ("conv1.", [""], "did you mean '' in the place of 'conv1.'?"),
+    "another": (
+        "conv1.",
+        ["conv2.", "xconv1."],
+        "there are 'conv2.weight', 'conv2.bias', 'xconv1.weight', ...",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_a_prefix_that_may_have_been_meant_is_named(name):
+    prefix, others, remedy = NEAR_MISSES[name]
+    weights = {}
+    for other in others:
+        weights |= {f"{other}weight": KERNEL, f"{other}bias": BIAS}
+    layer = built(keras.layers.Dense(6, name="fc"), 4)
+    message = (
+        f"weights must fit layer 'fc', received: '{prefix}weight' is missing; '{prefix}bias' is "
+        f"missing; {remedy}"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        load_torchvision(layer, weights, prefix)
+    assert "left over" not in str(raised.value)
+
+
+def test_without_a_prefix_those_are_named_whose_entries_have_the_shapes_wanted():
+    weights = {"conv.weight": np.ones((6, 4, 3, 3)), "conv.bias": BIAS, "norm.weight": BIAS}
+    weights |= {"norm.bias": BIAS, "fc.weight": KERNEL, "fc.bias": BIAS}
+    with pytest.raises(ValueError, match=r"missing; did you mean 'fc\.' in the place of ''\?$"):
+        load_torchvision(built(keras.layers.Dense(6), 4), weights)
+
+
+def test_each_prefix_that_is_wrong_has_a_remedy_of_its_own():
+    weights = {
+        name.replace("conv_offset", "a.offset") if "offset" in name else f"a.conv.{name}": array
+        for name, array in sound().items()
+    }
+    load_torchvision(predicting(), weights, "a.conv.", offset_prefix="a.offset.")
+    first = "did you mean 'a.conv.' in the place of 'conv.'?"
+    second = "did you mean 'a.offset.' in the place of 'a.offset'?"
+    for prefixes, remedies in (
+        (("conv.", "a.offset."), first),
+        (("a.conv.", "a.offset"), second),
+        (("conv.", "a.offset"), f"{first}; {second}"),
+    ):
+        with pytest.raises(ValueError, match=rf"is missing; {re.escape(remedies)}$"):
+            load_torchvision(predicting(), weights, prefixes[0], offset_prefix=prefixes[1])
+
+
+# Padding
+
+
+SAME = {
+    "deformable": (
+        lambda: built(
+            tfd.layers.DeformableConv2D(6, 3, 2, "same", mask_scale=1, modulated=True, name="c"),
+            *(9, 7, 4),
+        ),
+        "its padding=1 is padding=1 here",
+    ),
+    "of Keras": (
+        lambda: built(keras.layers.Conv2D(6, 3, 2, "same", name="c"), 9, 7, 4),
+        r"padding=1 is padding='valid' after keras\.layers\.ZeroPadding2D\(1\) here",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_same_at_strides_is_told_to_differ(kind):
+    make, remedy = SAME[kind]
+    message = rf"^layer 'c' has padding='same' and strides=\(2, 2\), which pads many .*{remedy}$"
+    load, weights = (load_mmcv, sound()) if kind == "deformable" else (load_torchvision, sound())
+    if kind == "of Keras":
+        weights = {name: weights[name] for name in ("weight", "bias")}
+    with pytest.warns(UserWarning, match=message) as told:
+        load(make(), weights)
+    (ours,) = (each for each in told if "padding" in str(each.message))  # NumPy's is another
+    assert ours.filename == __file__
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    (
+        ("DeformableConv2D", {"padding": "same"}),
+        ("DeformableConv2D", {"padding": 1, "strides": 2}),
+        ("Conv2D", {"padding": "valid", "strides": 2}),
+        ("Conv2D", {"padding": "same", "strides": 3}),
+        ("Conv2DTranspose", {"padding": "same", "strides": 2}),
+        ("Dense", {}),
+    ),
+)
+def test_paddings_that_do_not_differ_are_not_told(kind, options):
+    if kind == "Dense":
+        load_torchvision(built(keras.layers.Dense(6), 4), {"weight": KERNEL, "bias": BIAS})
+        return
+    module = tfd.layers if kind.startswith("Def") else keras.layers
+    layer = getattr(module, kind)(6, 3, **options)
+    layer.build((None, 9, 7, 4), *([(None, 9, 7, 18)] if kind.startswith("Def") else []))
+    shape = (4, 6, 3, 3) if "Transpose" in kind else (6, 4, 3, 3)
+    load_torchvision(layer, {"weight": np.ones(shape), "bias": BIAS})
 
 
 @pytest.mark.parametrize("change", ("quantize", "enable_lora"))

@@ -123,6 +123,22 @@ def addons() -> None:
     tfd.addons.translate(IMAGES, points, "bicubic")  # type: ignore[arg-type]
 
 
+def weights(layer: keras.Layer, path: pathlib.Path) -> None:
+    arrays: dict[str, np.ndarray] = tfd.convert.read(path)
+    tfd.convert.load_torchvision(layer, arrays, "a.", offset_prefix="b.", pooled_size=(7, 7))
+    tfd.convert.load_mmcv(layer, {"weight": BOXES, "bias": INDEX}, "a.")
+    tfd.convert.load_dcn(layer, "dcn.pth", prefix="a.")
+    tfd.convert.read(3)  # type: ignore[arg-type]
+    tfd.convert.load_torchvision(layer, arrays, pooled_size=7)  # type: ignore[arg-type]
+    tfd.convert.load_mmcv(layer, [BOXES])  # type: ignore[arg-type]
+    tfd.convert.load_dcn(layer, arrays, None)  # type: ignore[arg-type]
+
+
+def boxes() -> None:
+    tfd.boxes.pad([BOXES, []], size=5)
+    tfd.boxes.pad(BOXES, "5")  # type: ignore[arg-type]
+
+
 def tools(model: keras.Model, folder: pathlib.Path) -> None:
     monitor = tfd.callbacks.OffsetMonitor({"images": IMAGES}, log_dir=folder, pictures=2)
     shares: list[float] = [each.dead_offsets for each in monitor.statistics.values()]

@@ -421,7 +421,7 @@ REMEDIES = {
     r"^boxes must be a floating-point tensor, received a dict of 'boxes', 'labels'; pass "
     r"boxes\['boxes'\]$": (roi_align, {"boxes": {"boxes": z(3, 4), "labels": z(3)}}),
     r"^boxes must be a dense tensor, received a RaggedTensor; pad it, boxes by "
-    r"boxes\.to_tensor\(float\('nan'\)\)$": (
+    r"tfd\.boxes\.pad\(boxes\)$": (
         roi_align,
         {"boxes": tf.ragged.constant([[1.0, 2.0, 3.0, 4.0], []])},
     ),

@@ -17,7 +17,7 @@ if keras.config.backend() != "tensorflow":
         f"{keras.config.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow"
     )
 
-from tf_deform import addons, callbacks, convert, layers, ops, visualization
+from tf_deform import addons, boxes, callbacks, convert, layers, ops, visualization
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 from tf_deform.export import export_saved_model
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "addons",
+    "boxes",
     "callbacks",
     "compiled_status",
     "convert",

@@ -56,3 +56,6 @@ Activation: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
 Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 Regularizer: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
 Constraint: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
+
+# Names to arrays or to tensors of PyTorch, or a file of them.
+Weights: TypeAlias = Mapping[str, Any] | Path

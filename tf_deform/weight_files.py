@@ -1,6 +1,9 @@
-"""Arrays from .safetensors and .npz files. What is wrong with a file is a ValueError naming it."""
+"""Arrays from files of weights. What is wrong with a file is a ValueError that names it."""
+
+from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import math
@@ -9,6 +12,9 @@ import zipfile
 
 import numpy as np
 import tensorflow as tf
+
+from tf_deform.annotations import Path
+from tf_deform.checkpoints import array_of, imported_torch, tensors_of
 
 _SAFETENSORS_DTYPES = {
     **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
@@ -26,13 +32,20 @@ _NPY_HEADERS = {
 }
 
 
-def read(path):
-    """Returns the arrays of a .safetensors or .npz file: {name: array}, in the order of the file.
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a .safetensors, .npz, .pt or .pth file: {name: array}, as in the file.
 
     They are in memory: what becomes of the file afterwards does not matter. bfloat16 becomes
-    float32; NaN and infinite numbers stay as they are. Nothing is unpickled, so that a file from
-    anywhere may be read. A .safetensors file needs the package safetensors:
-    `pip install "tf_deform[weights]"`.
+    float32; NaN and infinite numbers stay as they are. No code from a file is run, so that one
+    from anywhere may be read: in .safetensors and .npz files nothing is unpickled, and .pt and .pth
+    files, which are pickles, are read by `torch.load(path, weights_only=True)`, which makes
+    tensors, numbers, strings and containers of them and refuses the rest.
+
+    Of a checkpoint with one mapping under "state_dict", "model" or "model_state_dict" these are the
+    tensors in that mapping. What is no tensor is left out.
+
+    A .safetensors file needs the package safetensors (`pip install "tf_deform[weights]"`), a .pt or
+    .pth file PyTorch 2.6 or newer.
 
     Args:
         path: of the file, a string or path-like; its suffix, in lower or upper case, tells the
@@ -40,14 +53,17 @@ def read(path):
 
     Raises:
         ValueError: the suffix is another; the file is damaged, holds no arrays, the same name
-            twice, Python objects, or more than fits in memory; or an entry has a dtype that NumPy
-            does not have, as float8. The message names the file and the entry.
+            twice, Python objects, or more than fits in memory; an entry has a dtype that NumPy
+            does not have, as float8; a .pt or .pth file holds what only running code would load,
+            as a whole module, or more than one state_dict. The message names the file and the
+            entry, and how to save a state_dict.
         TypeError: `path` is no path.
         OSError: there is no such file (FileNotFoundError), it is a folder (IsADirectoryError), or
             it may not be read.
-        ImportError: a .safetensors file, and safetensors is not installed.
+        ImportError: the package that the file needs is not installed or too old.
 
-    Source: the format of safetensors as its package reads it; NumPy's .npy format in a zip file.
+    Source: the formats of safetensors and PyTorch as their packages read them; NumPy's .npy format
+    in a zip file.
 
     Example:
         >>> import os, tempfile
@@ -56,20 +72,30 @@ def read(path):
         >>> read(path)["weight"].shape
         (2, 3)
     """
-    kinds = "a mapping, a .safetensors or a .npz file"
+    kinds = "a mapping, or a .safetensors, .npz, .pt or .pth file"
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"weights must be {kinds}, received a {type(path).__name__}")
+        remedy = "; pass module.state_dict()" if hasattr(path, "state_dict") else ""
+        raise TypeError(f"weights must be {kinds}, received a {type(path).__name__}{remedy}")
     path = os.fsdecode(path)
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in (".safetensors", ".npz"):
+    if suffix not in (".safetensors", ".npz", ".pt", ".pth"):
         raise ValueError(f"weights must be {kinds}, received {path!r}")
-    package = _safetensors() if suffix == ".safetensors" else None
+    read_file = _reader(suffix)
     what = f"weights must be a sound {suffix} file, received {path!r}"
     with open(path, "rb") as file, _faults_of(what):
-        arrays = _read_safetensors(file, package) if package else _read_npz(file)
+        arrays = read_file(file)
         if not arrays:
             raise ValueError("there are no arrays in it")
         return arrays
+
+
+def _reader(suffix):
+    """Returns the function that reads an open file, once the package that it needs is imported."""
+    if suffix == ".npz":
+        return _read_npz
+    if suffix == ".safetensors":
+        return functools.partial(_read_safetensors, package=_safetensors())
+    return functools.partial(_read_torch, torch=imported_torch())
 
 
 @contextlib.contextmanager
@@ -170,3 +196,12 @@ def _read_npy(archive, member):
         raise ValueError(f"shape {list(shape)} of dtype {dtype} does not fit its {stored} bytes")
     with archive.open(member) as file:
         return _checked(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _read_torch(file, torch):
+    """Returns the arrays of an open .pt or .pth file, none of which shares memory with another."""
+    arrays = {}
+    for name, tensor in tensors_of(file, torch).items():
+        with _faults_of(f"entry {name!r}"):
+            arrays[name] = np.array(array_of(tensor))
+    return arrays

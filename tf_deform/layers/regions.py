@@ -36,7 +36,7 @@ class RoIPooling(Layer):
     Call arguments:
         features: `[batch, height, width, channels]`.
         boxes: `[batch, rois, 4]` in input-image pixels, or relative to the image. Float32: half
-            precision loses pixels. A NaN box gives 0.
+            precision loses pixels. A NaN box gives 0: `tfd.boxes.pad` fills up with them.
     """
 
     spatial_scale: float

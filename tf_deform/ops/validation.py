@@ -36,7 +36,7 @@ def floating(name, tensor):
     if isinstance(tensor, tf.RaggedTensor):
         raise TypeError(
             f"{name} must be a dense tensor, received a RaggedTensor; pad it, boxes by "
-            f"{name}.to_tensor(float('nan'))"
+            "tfd.boxes.pad(boxes)"
         )
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.dtype.is_floating:
