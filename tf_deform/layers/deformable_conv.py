@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
-from tf_deform.layers.base import Layer
+from tf_deform.layers.offset_training import OffsetTraining
 from tf_deform.ops import validation
 from tf_deform.ops.deformable_conv import (
     check_holds,
@@ -19,7 +19,7 @@ from tf_deform.ops.deformable_conv import (
 )
 
 
-class DeformableConv(Layer):
+class DeformableConv(OffsetTraining):
     """A convolution whose taps are moved by offsets that it predicts from its inputs.
 
     It takes every argument of the Keras convolution of the same rank, in the same order, and can
@@ -50,6 +50,8 @@ class DeformableConv(Layer):
         offset_kernel_initializer: of the predicting convolution, whose bias starts at zero.
         offset_gradient_scale: factor on the gradient of the predicting convolution's weights: a
             learning rate of its own, but for optimizers that normalise gradients, as Adam does.
+        train_offsets_only: whether all weights but the predicting convolution's are frozen, until
+            `trainable` or `train_offsets_only` is set.
 
     Call arguments:
         inputs: `[batch, *space, channels]` ("channels_last").
@@ -177,6 +179,7 @@ class DeformableConv(Layer):
             self.offset_bias = self.add_weight(
                 name="offset_bias", shape=(predicted,), initializer="zeros", autocast=False
             )
+        self._freeze_features()
 
     def predict_offset(self, inputs):
         """Returns what the layer predicts for inputs: (offset, modulation).
