@@ -326,16 +326,18 @@ def test_depthwise_and_separable_convolutions_are_converted(rank, separable, dat
     assert relative_error(copy(inputs), model(inputs)) < TOLERANCE["float32"]
 
 
-def test_a_separable_convolution_keeps_its_dtype_and_is_saved(rng, tmp_path):
-    layer = keras.layers.SeparableConv2D(5, 3, name="grouped", dtype="mixed_bfloat16")
-    model = keras.Sequential([keras.Input((9, 7, 3)), layer])
+@pytest.mark.parametrize("dtype", ("mixed_bfloat16", "float64"))
+def test_a_separable_convolution_keeps_its_dtype_and_is_saved(dtype, rng, tmp_path):
+    layer = keras.layers.SeparableConv2D(5, 3, name="grouped", dtype=dtype)
+    model = keras.Sequential([keras.Input((9, 7, 3), dtype=layer.variable_dtype), layer])
     copy = tfd.deformable(model, "grouped")
-    assert {each.dtype_policy.name for each in leaves(copy)} == {"mixed_bfloat16"}
-    copy.save(tmp_path / "copy.keras")
+    assert {each.dtype_policy.name for each in leaves(copy)} == {dtype}
     inputs = rng.normal(size=(2, 9, 7, 3))
+    assert relative_error(copy(inputs), model(inputs)) < 2 * TOLERANCE[layer.compute_dtype]
+    copy.save(tmp_path / "copy.keras")
     loaded = keras.models.load_model(tmp_path / "copy.keras")
     np.testing.assert_array_equal(loaded(inputs), copy(inputs))
-    assert loaded.get_layer("grouped").layers[0].compute_dtype == "bfloat16"
+    assert loaded.get_layer("grouped").layers[0].compute_dtype == layer.compute_dtype
 
 
 def test_mobilenet_v2_keeps_its_outputs_and_its_stem(rng):

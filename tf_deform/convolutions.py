@@ -75,7 +75,8 @@ def _last(model, paths):
     if not last:
         raise ValueError(
             f"layers must choose convolutions of the model, received None, which chooses none of "
-            f"{len(with_stems)} with a kernel larger than 1; a stem is chosen by its name alone"
+            f"{len(with_stems)} with a kernel larger than 1; a stem is chosen by its name alone, "
+            "and what lies inside a layer that is no model cannot be"
         )
     if len(last) < BY_DEFAULT:
         warnings.warn(

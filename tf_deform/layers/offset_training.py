@@ -44,9 +44,7 @@ class OffsetTraining(Layer):
             super().__setattr__(name, value)
 
     def get_config(self):
-        config = super().get_config()
-        # Otherwise absent: versions without it read the files of layers that do not ask for it.
-        return {**config, "train_offsets_only": True} if self._offsets_only else config
+        return {**super().get_config(), "train_offsets_only": self._offsets_only}
 
     def _freeze_features(self):
         """Freezes what does not predict offsets, if that is asked for; called at the end of build.
