@@ -61,11 +61,11 @@ ops.*
 ops
 layers.documentation
 layers.base
-layers.lora layers.projections layers.regions
+layers.lora layers.offset_training layers.projections layers.regions
 layers.convolution
 layers.*
 layers addons boxes drawing
-visualization
+convolutions visualization
 backbone callbacks convert export
 onnx_export building
 .
@@ -264,7 +264,7 @@ SpatialTransformer(localization=None, transformation="affine", output_size=None,
 GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=False)
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
-deformable(model, layers=None, **options)
+deformable(model, layers=None, *, train_offsets=True, verbose=True, **options)
 export_onnx(model, path, *, input_signature=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)

@@ -72,8 +72,9 @@ def test_deform_conv2d_with_its_predictors_returns_what_torchvision_does():
         np.testing.assert_array_equal(actual, wanted)
 
 
+@pytest.mark.parametrize("multiplier", (1.0, 0.1))
 @pytest.mark.parametrize("module", ("DCN", "DCNv2"))
-def test_packs_of_mmcv_return_what_their_steps_do_with_torchvisions_operator(module):
+def test_packs_of_mmcv_return_what_their_steps_do_with_torchvisions_operator(module, multiplier):
     weights, inputs, expected = golden(module)
     modulated = module == "DCNv2"
     layer = double(
@@ -87,6 +88,7 @@ def test_packs_of_mmcv_return_what_their_steps_do_with_torchvisions_operator(mod
         use_bias=modulated,
         modulated=modulated,
         mask_scale=1,
+        offset_lr_multiplier=multiplier,
     )
     load_mmcv(built(layer, 5, 6, 4), weights)
     assert relative_error(layer(inputs), expected) < TOLERANCE["float64"]

@@ -90,6 +90,7 @@ def test_own_options_are_keyword_only_with_the_documented_defaults():
         "offset_kernel_initializer": "zeros",
         "offset_lr_multiplier": 1.0,
         "offset_gradient_scale": 1.0,
+        "train_offsets_only": False,
         "lora_rank": None,
         "lora_alpha": None,
     }

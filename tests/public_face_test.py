@@ -12,9 +12,6 @@ import pytest
 
 import tf_deform as tfd
 
-# What does not say its types yet.
-UNTYPED = ("tfd.deformable",)
-
 MODULES = {
     "tfd": tfd,
     **{
@@ -29,7 +26,6 @@ NAMES = {
     for name in MODULES[module].__all__
     if not isinstance(getattr(MODULES[module], name), types.ModuleType)
 }
-TYPED = {name: each for name, each in NAMES.items() if not name.startswith(UNTYPED)}
 
 USES = ast.parse(pathlib.Path(__file__).with_name("typed_uses.py").read_text())
 
@@ -54,36 +50,36 @@ def arguments_in(docstring):
     return dict(entries)
 
 
-@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_and_what_is_returned_has_a_type(name):
-    signature = inspect.signature(function_of(TYPED[name]))
-    for parameter in parameters_of(TYPED[name]):
+    signature = inspect.signature(function_of(NAMES[name]))
+    for parameter in parameters_of(NAMES[name]):
         assert parameter.annotation is not parameter.empty, parameter.name
     assert signature.return_annotation is not signature.empty
 
 
-@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_types_are_read_by_their_names(name):
     """And the names are those of something: `Axes` is not there when the package runs."""
-    function = function_of(TYPED[name])
-    named = [each for each in parameters_of(TYPED[name]) if each.kind is not each.VAR_KEYWORD]
+    function = function_of(NAMES[name])
+    named = [each for each in parameters_of(NAMES[name]) if each.kind is not each.VAR_KEYWORD]
     written = [each.annotation for each in named]
     assert all(isinstance(each, str) for each in written)
     assert not re.search(r"\bAny\b|Literal", " ".join(written))
     typing.get_type_hints(function, localns={"Axes": matplotlib.axes.Axes})
 
 
-@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_docstring_has_an_entry_for_every_argument(name):
-    described = arguments_in(inspect.getdoc(TYPED[name]))
-    assert list(described) == [each.name for each in parameters_of(TYPED[name])]
+    described = arguments_in(inspect.getdoc(NAMES[name]))
+    assert list(described) == [each.name for each in parameters_of(NAMES[name])]
 
 
-@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_entry_sends_the_reader_elsewhere(name):
-    for argument, text in arguments_in(inspect.getdoc(TYPED[name])).items():
+    for argument, text in arguments_in(inspect.getdoc(NAMES[name])).items():
         assert not re.search(r"\b[Aa]s (in|of) `(?!keras)", text), argument
-    assert not re.search(r"Error: as `", inspect.getdoc(TYPED[name]))
+    assert not re.search(r"Error: as `", inspect.getdoc(NAMES[name]))
 
 
 def test_an_entry_is_all_of_its_lines():
@@ -104,4 +100,4 @@ def test_the_version_is_there_though_not_listed():
 
 def test_mypy_checks_a_use_of_every_public_name():
     used = {ast.unparse(node) for node in ast.walk(USES) if isinstance(node, ast.Attribute)}
-    assert set(TYPED) <= used
+    assert set(NAMES) <= used

@@ -156,6 +156,12 @@ def tools(model: keras.Model, folder: pathlib.Path) -> None:
     tfd.use_implementation()  # type: ignore[call-arg]
 
 
+def backbones(model: keras.Model) -> None:
+    model = tfd.deformable(model, ["conv5", model.layers[3]], train_offsets=False, modulated=True)
+    tfd.deformable(model, lambda layer: layer.name.startswith("conv"), verbose=False)
+    tfd.deformable(model, 3)  # type: ignore[arg-type]
+
+
 def pictures() -> None:
     image = IMAGES[0]
     ax = tfd.visualization.plot_taps(image, tf.zeros([1, 9, 7, 1, 9, 2]), pixel=[(2, 2), (5, 3)])

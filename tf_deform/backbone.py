@@ -1,57 +1,132 @@
 """Making the convolutions of a model deformable."""
 
-import collections.abc
 import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 
+from tf_deform.convolutions import chosen, has_graph, layers_of
 from tf_deform.layers import DeformableConv1D, DeformableConv2D, DeformableConv3D
 from tf_deform.layers.deformable_conv import DeformableConv
+from tf_deform.ops import validation
 
-_DEFORMABLE = {
-    keras.layers.Conv1D: DeformableConv1D,
-    keras.layers.Conv2D: DeformableConv2D,
-    keras.layers.Conv3D: DeformableConv3D,
-}
+_DEFORMABLE = {1: DeformableConv1D, 2: DeformableConv2D, 3: DeformableConv3D}
 # Of a class without an `__init__` of its own, Python 3.10 gives the arguments of Keras's `__new__`.
 _ARGUMENTS = inspect.signature(DeformableConv).parameters
-_OPTIONS = [name for name, each in _ARGUMENTS.items() if each.kind is each.KEYWORD_ONLY]
+_OF_TRAINING = ("train_offsets_only", "lora_rank", "lora_alpha")
+_OPTIONS = [
+    name
+    for name, each in _ARGUMENTS.items()
+    if each.kind is each.KEYWORD_ONLY and name not in _OF_TRAINING
+]
+_KEPT = (*_ARGUMENTS, "name", "trainable", "dtype")
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+# What a separable convolution does after its second kernel, and where.
+_OF_POINTWISE = (
+    *("filters", "data_format", "activation", "activity_regularizer"),
+    *("use_bias", "bias_initializer", "bias_regularizer", "bias_constraint"),
+    *("trainable", "dtype"),
+)
 
 
-def deformable(model, layers=None, **options):
+def deformable(
+    model: keras.Model,
+    layers: str
+    | keras.layers.Layer
+    | Iterable[str | keras.layers.Layer]
+    | Callable[[keras.layers.Layer], bool]
+    | None = None,
+    *,
+    train_offsets: bool = True,
+    verbose: bool = True,
+    **options: Any,
+) -> keras.Model:
     """Returns a copy of the model in which convolutions are deformable, with the same weights.
 
     The copy returns what the model returns, up to rounding, until it is trained (unless an option
-    such as `mask_scale` says otherwise). Names, order, weights and what is trainable stay; the
-    convolutions gain the weights that predict their offsets. Layers that are shared stay shared,
-    and models in the model are copied as well. The copy is compiled if the model is, with an
-    optimizer that starts anew.
+    such as `mask_scale` says otherwise). Names, order and weights stay; the convolutions gain the
+    weights that predict their offsets. Layers that are shared stay shared, and models in the model
+    are copied as well, as Functional and Sequential models. The copy is compiled if the model is,
+    with an optimizer that starts anew.
+
+    A depthwise convolution becomes one with as many groups as channels. A separable one becomes a
+    Sequential model of its name with two layers, `<name>_depthwise`, which is deformable, and
+    `<name>_pointwise`.
 
     Args:
         model: Functional or Sequential Keras model, built.
-        layers: which convolutions: a name or a list of names, or a function that is given each
-            Conv1D, Conv2D and Conv3D layer and returns whether it is one of them. None: the last
-            three with a kernel larger than 1, as the paper does in ResNet.
+        layers: which convolutions: layers of the model, names, paths such as "backbone/conv5" to
+            layers of models in it, one or a list; or a function that is given each Conv1D, Conv2D,
+            Conv3D, DepthwiseConv and SeparableConv layer and returns whether it is one of them.
+            None: the last three with a kernel larger than 1, as the paper does in ResNet, and no
+            stem: one that no other layer with a kernel precedes. Those that are deformable already
+            count as well.
+        train_offsets: whether a convolution that is frozen becomes one whose offsets are trained,
+            with frozen kernel and bias (`train_offsets_only`), in models that are trainable; all
+            other layers stay frozen, and batch normalization in inference mode. False: it stays
+            frozen as a whole.
+        verbose: whether to print each layer converted, and the parameters before and after.
         **options: of the deformable layers: `deformable_groups`, `modulated`, `mask_scale`,
-            `max_offset`, `offset_kernel_initializer` and `offset_gradient_scale`.
+            `max_offset`, `offset_kernel_initializer`, `offset_lr_multiplier` and
+            `offset_gradient_scale`.
 
     Returns:
         A Keras model of its own: it shares no weights with the model given.
 
     Raises:
-        ValueError: a model of another kind or not built, a name that no layer has, a layer that is
-            no convolution, no layer at all, an option that is unknown or does not fit.
+        ValueError: a model of another kind or not built, a name that no layer has or that several
+            have, a layer of another class, no layer at all, an option that is unknown or does not
+            fit.
+
+    Warns:
+        UserWarning: with layers=None, fewer than three layers are there, or all are deformable.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 3).
 
     Example:
-        >>> model = keras.Sequential(
-        ...     [keras.Input((9, 7, 3)), keras.layers.Conv2D(4, 3, name="stem")]
-        ... )
-        >>> tfd.deformable(model, "stem", modulated=True).get_layer("stem").modulated
+        >>> images = keras.Input((9, 7, 3))
+        >>> stem = keras.layers.Conv2D(4, 3, name="stem")
+        >>> conv = keras.layers.Conv2D(4, 3, name="conv")
+        >>> model = keras.Sequential([images, stem, conv], name="small")
+        >>> tfd.deformable(model, "conv", modulated=True).get_layer("conv").modulated
+        conv (Conv2D): 148 -> 1,147 parameters
+        small, 1 layer converted: 260 -> 1,259 parameters (+384.2%)
         True
     """
-    if not _has_graph(model):
+    _check(model, options)
+    train_offsets = validation.boolean("train_offsets", train_offsets)
+    verbose = validation.boolean("verbose", verbose)
+    places = chosen(model, layers)
+    copies: dict = {}
+
+    def copy(layer):
+        if layer in places:
+            copies[layer] = _converted(layer, train_offsets, options)
+        else:
+            copies[layer] = type(layer).from_config(layer.get_config())
+        return copies[layer]
+
+    result = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    for layer, copied in copies.items():
+        if layer in places:
+            _copy_convolution(layer, copied)
+        elif isinstance(layer, keras.layers.Layer):
+            copied.set_weights(layer.get_weights())
+            if isinstance(layer, keras.layers.Normalization):
+                copied.finalize_state()
+    if train_offsets:
+        _open_models(result)
+    if model.compiled:  # once more: the optimizer holds what is trainable, and Keras 3.7 none
+        result.compile_from_config(model.get_compile_config())
+    if verbose:
+        _report(model, result, {path: (layer, copies[layer]) for layer, path in places.items()})
+    return result
+
+
+def _check(model, options):
+    """Raises ValueError for a model that cannot be copied and for options that do not fit."""
+    if not has_graph(model):
         raise ValueError(
             f"model must be a Functional or Sequential Keras model, received {model!r}"
         )
@@ -59,87 +134,83 @@ def deformable(model, layers=None, **options):
         raise ValueError(f"model must be built, received {model.name!r}, which is not")
     unknown = [name for name in options if name not in _OPTIONS]
     if unknown:
-        raise ValueError(f"options must be among {_listed(_OPTIONS)}, received {_listed(unknown)}")
+        known, received = (", ".join(map(repr, names)) for names in (_OPTIONS, unknown))
+        raise ValueError(f"options must be among {known}, received {received}")
     DeformableConv2D(1, 1, **options)  # raises on an option that does not fit
-    chosen = _chosen(list(_layers_of(model)), layers)
-    copies = []
-
-    def copy(layer):
-        if layer in chosen:
-            config = {
-                name: value
-                for name, value in layer.get_config().items()
-                if name in _ARGUMENTS or name in ("name", "trainable", "dtype")
-            }
-            copied = _DEFORMABLE[type(layer)].from_config({**config, **options})
-        else:
-            copied = type(layer).from_config(layer.get_config())
-        copies.append((layer, copied))
-        return copied
-
-    result = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    if model.compiled and not result.compiled:  # as Keras 3.7 leaves a Sequential
-        result.compile_from_config(model.get_compile_config())
-    for layer, copied in copies:
-        if layer in chosen:
-            copied.kernel.assign(layer.kernel)
-            if layer.use_bias:
-                copied.bias.assign(layer.bias)
-        elif isinstance(layer, keras.layers.Layer):
-            copied.set_weights(layer.get_weights())
-            if isinstance(layer, keras.layers.Normalization):
-                copied.finalize_state()
-    return result
 
 
-def _has_graph(model):
-    return isinstance(model, keras.Sequential) or (
-        isinstance(model, keras.Model) and hasattr(model, "operations")
-    )
+def _converted(layer, train_offsets, options):
+    """Returns what stands in a convolution's place, without its weights."""
+    given = layer.get_config()
+    config = {name: given[name] for name in _KEPT if name in given}
+    if "depth_multiplier" in given:
+        channels = _kernels(layer)[0].shape[-2]
+        config |= {"filters": channels * given["depth_multiplier"], "groups": channels}
+        config |= _of_kernel("depthwise", given)
+    config |= options
+    if train_offsets and not layer.trainable:
+        config |= {"trainable": True, "train_offsets_only": True}
+    rank = len(layer.kernel_size)
+    if not isinstance(layer, _SEPARABLE):
+        return _DEFORMABLE[rank].from_config(config)
+    config |= {"activation": None, "use_bias": False, "activity_regularizer": None}
+    depthwise = _DEFORMABLE[rank].from_config({**config, "name": f"{layer.name}_depthwise"})
+    pointwise = {name: given[name] for name in _OF_POINTWISE} | _of_kernel("pointwise", given)
+    pointwise |= {"kernel_size": 1, "name": f"{layer.name}_pointwise"}
+    space = (None,) * rank
+    shape = (*space, channels) if layer.data_format == "channels_last" else (channels, *space)
+    images = keras.Input(shape, dtype=layer.compute_dtype)
+    convolution = (keras.layers.Conv1D if rank == 1 else keras.layers.Conv2D).from_config(pointwise)
+    return keras.Sequential([images, depthwise, convolution], name=layer.name)
 
 
-def _layers_of(model):
-    """Yields the layers that are in the model or in models in it, in order, each once."""
-    seen = set()
-    for layer in model.layers:
-        for each in _layers_of(layer) if _has_graph(layer) else [layer]:
-            if each not in seen:
-                seen.add(each)
-                yield each
+def _of_kernel(kind, config):
+    """Returns what a config says of the "depthwise" or "pointwise" kernel, as of `kernel`."""
+    roles = ("initializer", "regularizer", "constraint")
+    return {f"kernel_{role}": config[f"{kind}_{role}"] for role in roles}
 
 
-def _chosen(candidates, layers):
-    """Returns the set of those candidates that `layers` chooses."""
-    convolutions = [layer for layer in candidates if type(layer) in _DEFORMABLE]
-    if layers is None:
-        chosen = [layer for layer in convolutions if max(layer.kernel_size) > 1][-3:]
-    elif callable(layers):
-        chosen = [layer for layer in convolutions if layers(layer)]
-    else:
-        if not isinstance(layers, collections.abc.Iterable):
-            raise ValueError(f"layers must be names, a function or None, received {layers!r}")
-        names = [layers] if isinstance(layers, str) else list(layers)
-        chosen = [layer for layer in candidates if layer.name in names]
-        unknown = [name for name in names if name not in [layer.name for layer in chosen]]
-        if unknown:
-            known = _listed(layer.name for layer in convolutions) or "none"
-            raise ValueError(
-                f"layers must name layers of the model, received {_listed(unknown)}; its "
-                f"convolutions are {known}"
-            )
-        for layer in chosen:
-            if type(layer) not in _DEFORMABLE:
-                raise ValueError(
-                    "layers must name Conv1D, Conv2D or Conv3D layers, received "
-                    f"{layer.name!r}, which is a {type(layer).__name__}"
-                )
-    if not chosen:
-        raise ValueError(
-            f"layers must choose convolutions of the model, received {layers!r}, which chooses "
-            f"none of {len(convolutions)}"
-        )
-    return set(chosen)
+def _kernels(layer):
+    if isinstance(layer, _SEPARABLE):
+        return [layer.depthwise_kernel, layer.pointwise_kernel]
+    return [layer.kernel]
 
 
-def _listed(names):
-    return ", ".join(repr(name) for name in names)
+def _copy_convolution(layer, copied):
+    """Gives what was converted the convolution's weights, which are in the same order."""
+    weights = [*_kernels(layer), *([layer.bias] if layer.use_bias else [])]
+    kept = [weight for weight in copied.weights if not weight.name.startswith("offset_")]
+    for weight, old in zip(kept, weights, strict=True):
+        # A depthwise kernel [*size, channels, multiplier] is a grouped one [*size, 1, filters].
+        weight.assign(keras.ops.reshape(old, weight.shape))
+
+
+def _open_models(model):
+    """Makes the model and those in it trainable; the layers in them stay as they are."""
+    layers = layers_of(model)
+    models = [model, *filter(has_graph, layers)]
+    if all(each.trainable for each in models):
+        return
+    states = [
+        (layer, layer.trainable, getattr(layer, "train_offsets_only", False))
+        for layer in layers
+        if not has_graph(layer)
+    ]
+    for each in models:
+        each.trainable = True  # and with it every layer
+    for layer, trainable, offsets_only in states:
+        layer.trainable = trainable
+        if offsets_only:
+            layer.train_offsets_only = True
+
+
+def _report(model, result, converted):
+    """Prints what was converted, a line each, and how many parameters the model has gained."""
+    for path, (layer, copied) in converted.items():
+        parameters = f"{layer.count_params():,} -> {copied.count_params():,}"
+        frozen = ", frozen but for its offsets" if copied.trainable and not layer.trainable else ""
+        print(f"{path} ({type(layer).__name__}{frozen}): {parameters} parameters")
+    before, after = model.count_params(), result.count_params()
+    count = f"{len(converted)} layer{'' if len(converted) == 1 else 's'} converted"
+    growth = f"+{after / before - 1:.1%}"
+    print(f"{model.name}, {count}: {before:,} -> {after:,} parameters ({growth})")

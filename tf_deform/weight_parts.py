@@ -78,11 +78,17 @@ def predictor_parts(layer, offset_prefix, mask_prefix=None):
     Offsets run over deformable groups, taps and (y, x) in torchvision and mmcv as here. mmcv splits
     its channels in three and joins the first two again: these are the offsets, the third the mask.
     """
+    multiplier = layer.offset_lr_multiplier
     outputs = {offset_prefix: layer.offset_kernel.shape[-1]}
     if mask_prefix is not None:
         masks = layer.deformable_groups * math.prod(layer.kernel_size)
         outputs = {offset_prefix: layer.offset_kernel.shape[-1] - masks, mask_prefix: masks}
-    return kernel_parts(layer.offset_kernel, layer.offset_bias, outputs)
+    parts = kernel_parts(layer.offset_kernel, layer.offset_bias, outputs)
+    # The variables hold the weights divided by the multiplier.
+    return [
+        part._replace(make=lambda *pieces, make=part.make: make(*pieces) / multiplier)
+        for part in parts
+    ]
 
 
 def set_parts(layer, arrays, prefixes, parts):

@@ -24,11 +24,12 @@ from tf_deform.annotations import (
     Tensor,
 )
 from tf_deform.layers.convolution import Convolution
+from tf_deform.layers.offset_training import OffsetTraining
 from tf_deform.ops import validation
 from tf_deform.ops.deformable_conv import sampling_positions
 
 
-class DeformableConv(Convolution):
+class DeformableConv(Convolution, OffsetTraining):
     """A convolution whose taps are moved by offsets.
 
     The layer takes every argument of the Keras convolution of the same rank, in the same order, and
@@ -101,6 +102,7 @@ class DeformableConv(Convolution):
         offset_kernel_initializer: Initializer = "zeros",
         offset_lr_multiplier: float = 1.0,
         offset_gradient_scale: float = 1.0,
+        train_offsets_only: bool = False,
         lora_rank: int | None = None,
         lora_alpha: float | None = None,
         **kwargs: Any,
@@ -124,6 +126,7 @@ class DeformableConv(Convolution):
             bias_constraint=bias_constraint,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
+            train_offsets_only=train_offsets_only,
             **kwargs,
         )
         validation.at_least(1, deformable_groups=deformable_groups)
@@ -161,6 +164,7 @@ class DeformableConv(Convolution):
         self.built = True
         if self.lora_rank is not None:
             self.enable_lora(self.lora_rank, self.lora_alpha)
+        self._freeze_features()
 
     def _add_offset_weight(self, name, shape, initializer):
         """Returns a variable that holds the weight divided by `offset_lr_multiplier`."""
