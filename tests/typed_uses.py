@@ -159,7 +159,7 @@ def tools(model: keras.Model, folder: pathlib.Path) -> None:
 def backbones(model: keras.Model) -> None:
     model = tfd.deformable(model, ["conv5", model.layers[3]], train_offsets=False, modulated=True)
     tfd.deformable(model, lambda layer: layer.name.startswith("conv"), verbose=False)
-    tfd.deformable(model, 3)  # type: ignore[arg-type]
+    tfd.deformable(model, verbose="no")  # type: ignore[arg-type]
 
 
 def pictures() -> None:

@@ -1,5 +1,7 @@
 """Making the convolutions of a model deformable."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
