@@ -271,9 +271,13 @@ void CheckGradient(const char* what, std::vector<T>* argument, const std::vector
   Report(error <= 1e-7 * terms, what, error);
 }
 
+// Which of two NaNs is added first depends on the blocks, and the sum has the sign of the first.
 template <typename T>
 bool Same(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(T)) && !(a[i] != a[i] && b[i] != b[i])) return false;
+  }
+  return true;
 }
 
 template <typename T>
