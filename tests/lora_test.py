@@ -73,7 +73,7 @@ def test_saving_merges_the_change_and_what_is_loaded_can_learn_another(rng, tmp_
         loaded = keras.models.load_model(tmp_path / file)
     else:
         model.save_weights(tmp_path / file)
-        loaded = keras.models.clone_model(model)
+        loaded = model  # whose change is in the kernel that it loads, and must not count twice
         loaded.load_weights(tmp_path / file)
     assert relative_error(loaded(inputs), expected) < 1e-5
     (again,) = loaded.layers
