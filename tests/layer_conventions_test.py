@@ -90,6 +90,11 @@ def test_help_shows_every_argument_annotated_and_described(name):
     assert not re.search(r"as in `(?!keras)", sections[sections.index("Args") + 1])
 
 
+def test_what_a_layer_says_itself_of_an_argument_counts():
+    assert "output_channels * bins` channels" in tfd.layers.PSRoIAlign.__doc__
+    assert "rounded to whole" in tfd.layers.DeformablePSRoIPooling.__doc__
+
+
 @OF_LAYERS
 def test_constructor_and_public_methods_are_annotated(name):
     own = [
