@@ -80,7 +80,7 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # the workers print nothing
         config.pluginmanager.register(progress.Progress(config), "progress-by-file")
     config.addinivalue_line("markers", "xla_kernels: XLA compiles the library's ops, if it can")
-    config.addinivalue_line("markers", "newer_keras: reads what a newer Keras has saved")
+    config.addinivalue_line("markers", "newer_keras: needs, or reads a file of, a newer Keras")
 
 
 def pytest_collection_modifyitems(config, items):
