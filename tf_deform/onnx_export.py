@@ -18,6 +18,7 @@ from tf_deform.files import replaced_file
 
 _WRITTEN = 18  # the newest opset that tf2onnx writes
 _OPSET, _IR = 20, 9  # DeformConv is there since 19, GridSample in 3-D since 20
+_RESHAPE = "ReshapeAllowingZero"  # hidden from tf2onnx's optimizers, to which 0 is "stays"
 _one_at_a_time = threading.Lock()  # tf2onnx keeps what it does in global variables
 
 
@@ -89,6 +90,9 @@ def _converted(model, inputs, tf2onnx):
             opset=_WRITTEN,
             custom_op_handlers={name: (write, []) for name, write in _WRITERS.items()},
         )
+    for node in _nodes(exported.graph):
+        if node.op_type == _RESHAPE:
+            node.op_type = "Reshape"
     exported.graph.output.sort(key=lambda output: names.index(output.name))
     _raise_opset(exported)
     return exported
@@ -136,6 +140,19 @@ def _write_erfc(graph, node, *_):
     _replace(graph, node, "Sub", [one, erf])
 
 
+def _write_reshape(graph, node, *_):
+    """Writes a shape in which 0 says that there is nothing; to ONNX it says that a size stays."""
+    _, onnx = _packages()
+    tensor, shape = node.input
+    sizes = graph.get_shape(node.output[0])
+    if sizes is not None and 0 not in sizes and sizes.count(-1) <= 1:
+        shape = graph.make_const(f"{node.name}/sizes", np.int64(sizes)).output[0]
+        _replace(graph, node, "Reshape", [tensor, shape])
+    else:
+        shape = graph.make_node("Cast", [shape], attr={"to": onnx.TensorProto.INT64}).output[0]
+        _replace(graph, node, _RESHAPE, [tensor, shape], {"allowzero": 1})
+
+
 def _write_broadcast_args(graph, node, *_):
     _, onnx = _packages()
 
@@ -167,6 +184,7 @@ _WRITERS = {
     onnx_ops.CALL: _write_operator,
     "BroadcastArgs": _write_broadcast_args,
     "Erfc": _write_erfc,
+    "Reshape": _write_reshape,
     "SelectV2": _write_select,
 }
 
