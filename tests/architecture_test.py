@@ -65,7 +65,7 @@ layers.convolution
 layers.*
 layers addons drawing
 visualization
-backbone callbacks convert export
+backbone callbacks convert export onnx_writers
 onnx_export building
 .
 __main__

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_deform import onnx_ops
@@ -15,10 +15,10 @@ from tf_deform.annotations import Path, Structure
 from tf_deform.compiled import traced_with
 from tf_deform.export import input_specs, server_of
 from tf_deform.files import replaced_file
+from tf_deform.onnx_writers import HIDDEN, WRITERS
 
 _WRITTEN = 18  # the newest opset that tf2onnx writes
 _OPSET, _IR = 20, 9  # DeformConv is there since 19, GridSample in 3-D since 20
-_RESHAPE = "ReshapeAllowingZero"  # hidden from tf2onnx's optimizers, to which 0 is "stays"
 _one_at_a_time = threading.Lock()  # tf2onnx keeps what it does in global variables
 
 
@@ -47,8 +47,8 @@ def export_onnx(
 
     Raises:
         ImportError: tf2onnx or onnx is not installed.
-        ValueError: a model that has no known inputs and no `input_signature`, that holds ops that
-            cannot be written in ONNX, or that keeps constants as tensors; an empty path.
+        ValueError: a model that has no known inputs and no `input_signature`, or that holds ops
+            that cannot be written in ONNX; an empty path.
         FileExistsError: there is something else than a file at `path`.
         FileNotFoundError: there is no folder to put the file in.
 
@@ -67,7 +67,7 @@ def export_onnx(
     inputs = input_specs(model, input_signature)
     with replaced_file(path) as partial:
         exported = _converted(model, inputs, tf2onnx)
-        _check(exported, tf.nest.flatten(inputs), onnx)
+        _check(exported, onnx)
         with tf.io.gfile.GFile(partial, "wb") as file:
             file.write(exported.SerializeToString())
 
@@ -83,19 +83,49 @@ def _converted(model, inputs, tf2onnx):
         names[:] = outputs
         return outputs
 
-    with _one_at_a_time, traced_with("portable"):
+    function, specs = tf.function(traced, autograph=False), tf.nest.flatten(inputs)
+    with _one_at_a_time, traced_with("portable"), _sizes_left_alone():
         exported, _ = tf2onnx.convert.from_function(
-            tf.function(traced, autograph=False),
-            tf.nest.flatten(inputs),
+            function,
+            specs,
             opset=_WRITTEN,
-            custom_op_handlers={name: (write, []) for name, write in _WRITERS.items()},
+            custom_op_handlers={name: (write, []) for name, write in WRITERS.items()},
         )
+        captures = function.get_concrete_function(*specs).graph.captures
+    _keep_constants(exported.graph, captures)
     for node in _nodes(exported.graph):
-        if node.op_type == _RESHAPE:
-            node.op_type = "Reshape"
+        node.op_type = node.op_type.removeprefix(HIDDEN)
     exported.graph.output.sort(key=lambda output: names.index(output.name))
     _raise_opset(exported)
     return exported
+
+
+@contextlib.contextmanager
+def _sizes_left_alone():
+    """Leaves out the optimizer that writes shapes with 0 for a free size, and -1 for another.
+
+    Where there are no images, nothing says what -1 stands for, and the engine refuses them.
+    """
+    optimizers = importlib.import_module("tf2onnx.optimizer")._get_optimizers()
+    kept = optimizers["reshape_optimizer"]
+    optimizers["reshape_optimizer"] = optimizers["remove_identity"]  # which runs later anyway
+    try:
+        yield
+    finally:
+        optimizers["reshape_optimizer"] = kept
+
+
+def _keep_constants(graph, captures):
+    """Turns the inputs that tf2onnx makes of tensors that the model keeps into constants."""
+    _, onnx = _packages()
+    kept = {placeholder.name: tensor for tensor, placeholder in captures}
+    inputs = {each.name: each for each in graph.input}
+    read = {name for node in _nodes(graph) for name in node.input}
+    read |= {each.name for each in graph.output}
+    for name in kept.keys() & inputs.keys():
+        graph.input.remove(inputs[name])
+        if name in read:
+            graph.initializer.append(onnx.numpy_helper.from_array(kept[name].numpy(), name))
 
 
 def _packages():
@@ -114,81 +144,6 @@ def _tells_of_no_call(record):
     return onnx_ops.CALL not in record.getMessage()
 
 
-def _write_operator(graph, node, *_):
-    """Replaces a call of an ONNX operator in tf2onnx's graph by the operator."""
-    call = onnx_ops.operator_of(node.get_attr_value("token"))
-    if call is None:
-        return  # the user's own Python function, which stays and is found
-    operator, shape, attributes = call
-    graph.set_shape(node.output[0], [-1 if size is None else size for size in shape])
-    _replace(graph, node, operator, list(node.input), attributes)
-
-
-# What tf2onnx lacks: Keras's exact GELU, and sizes of regions that are free. And what it writes as
-# products with 0 and 1, which would let the NaN of dropped samples through.
-
-
-def _write_select(graph, node, *_):
-    _replace(graph, node, "Where", list(node.input))
-
-
-def _write_erfc(graph, node, *_):
-    _, onnx = _packages()
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(graph.get_dtype(node.input[0]))
-    one = graph.make_const(f"{node.name}/one", np.ones([], dtype)).output[0]
-    erf = graph.make_node("Erf", list(node.input)).output[0]
-    _replace(graph, node, "Sub", [one, erf])
-
-
-def _write_reshape(graph, node, *_):
-    """Writes a shape in which 0 says that there is nothing; to ONNX it says that a size stays."""
-    _, onnx = _packages()
-    tensor, shape = node.input
-    sizes = graph.get_shape(node.output[0])
-    if sizes is not None and 0 not in sizes and sizes.count(-1) <= 1:
-        shape = graph.make_const(f"{node.name}/sizes", np.int64(sizes)).output[0]
-        _replace(graph, node, "Reshape", [tensor, shape])
-    else:
-        shape = graph.make_node("Cast", [shape], attr={"to": onnx.TensorProto.INT64}).output[0]
-        _replace(graph, node, _RESHAPE, [tensor, shape], {"allowzero": 1})
-
-
-def _write_broadcast_args(graph, node, *_):
-    _, onnx = _packages()
-
-    def made(operator, inputs, **attributes):
-        return graph.make_node(operator, inputs, attr=attributes).output[0]
-
-    first, second = (made("Cast", [each], to=onnx.TensorProto.INT64) for each in node.input)
-    shape = made("Shape", [made("Expand", [made("ConstantOfShape", [first]), second])])
-    _replace(graph, node, "Cast", [shape], {"to": graph.get_dtype(node.output[0])})
-
-
-def _replace(graph, node, operator, inputs, attributes=None):
-    """Puts an operator in the place of a node with one output, whose shape and dtype it keeps."""
-    output = node.output[0]
-    shape, dtype = graph.get_shape(output), graph.get_dtype(output)
-    graph.remove_node(node.name)
-    graph.make_node(
-        operator,
-        inputs,
-        attr=attributes,
-        outputs=[output],
-        name=node.name,
-        shapes=[shape],
-        dtypes=[dtype],
-    )
-
-
-_WRITERS = {
-    onnx_ops.CALL: _write_operator,
-    "BroadcastArgs": _write_broadcast_args,
-    "Erfc": _write_erfc,
-    "Reshape": _write_reshape,
-    "SelectV2": _write_select,
-}
-
-
 def _raise_opset(exported):
     """Declares the newer opset, in which everything that tf2onnx writes means the same."""
     for opset in exported.opset_import:
@@ -197,12 +152,8 @@ def _raise_opset(exported):
     exported.ir_version = _IR
 
 
-def _check(exported, inputs, onnx):
+def _check(exported, onnx):
     """Raises ValueError that names what ONNX has no operator for, or what onnx's checker raises."""
-    if len(exported.graph.input) > len(inputs):  # tf2onnx makes inputs of them
-        raise ValueError(
-            "The model must keep its constants as weights or NumPy arrays, received some as tensors"
-        )
     unknown = sorted(
         {
             node.op_type
