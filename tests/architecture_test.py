@@ -66,6 +66,7 @@ layers.*
 layers addons drawing
 visualization
 backbone callbacks convert export onnx_writers
+export_check
 onnx_export building
 .
 __main__
@@ -264,7 +265,7 @@ GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=Fals
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
 deformable(model, layers=None, **options)
-export_onnx(model, path, *, input_signature=None)
+export_onnx(model, path, *, input_signature=None, check=True, sample=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)
 load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None,

@@ -280,8 +280,23 @@ def test_the_other_layers_become_gathers_of_equal_values(name, tmp_path, rng):
     if shapes == BOXES:
         arrays[0] = rng.uniform([0, 0, 4, 4], [4, 4, 9, 9], (3, 4, 4))
         arrays[0][:, 0] = [-99, -99, 2, 2], [5, 5, 99, 99], [np.nan] * 4
-    arrays = [each.astype("float32") for each in arrays]
-    assert_equal(path, model, images_of(rng, (9, 7)), *arrays)
+    arrays = [images_of(rng, (9, 7)), *[each.astype("float32") for each in arrays]]
+    assert_equal(path, model, *arrays)
+    if RUNTIME:
+        assert_equal(path, model, *[each[:0] for each in arrays])
+        assert_equal(path, model, *[each[:1] for each in arrays])
+
+
+@pytest.mark.skipif(not RUNTIME, reason="ONNX's own evaluator takes nothing empty")
+@pytest.mark.parametrize("size", [(None, 7), (9, None)], ids=["height", "width"])
+def test_one_of_height_and_width_may_be_free_and_there_may_be_no_images(size, tmp_path, rng):
+    images = keras.Input((*size, CHANNELS))
+    model = keras.Model(images, tfd.layers.DCNv3(2, groups=2)(images))
+    path, _ = exported(model, tmp_path)
+    for height, width in SIZES:
+        sizes = size[0] or height, size[1] or width
+        for batch in (0, 1, 3):
+            assert_equal(path, model, images_of(rng, sizes, batch))
 
 
 # Around the operators
