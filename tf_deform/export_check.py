@@ -161,9 +161,10 @@ def _values(dtype, shape, rng):
     if np.issubdtype(dtype, np.integer):
         return rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
     if len(shape) < 4 and shape[-1] == 4:
-        near = rng.uniform(0, 16, (*shape[:-1], 2))
-        boxes = np.concatenate([near, near + rng.uniform(1, 32, near.shape)], axis=-1)
-        scales = np.resize([1 / 48, 1, 8], (*shape[:-1], 1))  # relative, small, large
+        near = rng.uniform(0, 8, (*shape[:-1], 2))
+        boxes = np.concatenate([near, near + rng.uniform(1, 8, near.shape)], axis=-1)
+        # Some are relative. None is large: to sample adaptively there takes long eagerly.
+        scales = np.resize([1 / 16, 1, 2], (*shape[:-1], 1))
         return (boxes * scales).astype(dtype)
     return rng.normal(size=shape).astype(dtype)
 
