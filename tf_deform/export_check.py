@@ -170,14 +170,22 @@ def _values(dtype, shape, rng):
 
 
 def _tolerance_of(model):
-    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    dtypes = {layer.compute_dtype for layer in _layers_in(model)}
     return _TOLERANCE["half" if dtypes & {"float16", "bfloat16"} else "float32"]
 
 
 def _remedy(model):
-    if any(isinstance(each, keras.layers.TimeDistributed) for each in model._flatten_layers()):
+    if any(isinstance(each, keras.layers.TimeDistributed) for each in _layers_in(model)):
         return (
             ". keras.layers.TimeDistributed loops wrongly over steps of a free number, in every "
             "graph: in place of TimeDistributed(Flatten()) use keras.layers.Reshape((-1, n))"
         )
     return ""
+
+
+def _layers_in(model):
+    """Yields the model and the layers in it and in the models in it."""
+    yield model
+    if isinstance(model, keras.Model):
+        for layer in model.layers:
+            yield from _layers_in(layer)
