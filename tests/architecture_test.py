@@ -66,7 +66,8 @@ layers.convolution
 layers.*
 layers addons boxes drawing
 convolutions visualization
-backbone callbacks convert export
+backbone callbacks convert export onnx_writers
+export_check
 onnx_export building
 .
 __main__
@@ -265,7 +266,7 @@ GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=Fals
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
 deformable(model, layers=None, *, train_offsets=True, verbose=True, **options)
-export_onnx(model, path, *, input_signature=None)
+export_onnx(model, path, *, input_signature=None, check=True, sample=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)
 load_torchvision(layer, weights, prefix="", *, offset_prefix=None, mask_prefix=None,

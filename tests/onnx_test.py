@@ -223,6 +223,20 @@ def test_roi_align_becomes_roi_align_for_any_number_of_boxes(tmp_path, rng):
         assert_equal(path, model, images_of(rng, size), boxes)
 
 
+@pytest.mark.skipif(not RUNTIME, reason="ONNX's own evaluator knows no boxes of negative size")
+def test_inverted_boxes_give_what_they_give_here_with_any_sampling_ratio(tmp_path, rng):
+    inputs = [keras.Input((9, 7, CHANNELS)), keras.Input((None, 4))]
+    options = itertools.product((0, 2), (False, True))
+    outputs = [
+        tfd.layers.RoIAlign((2, 3), sampling_ratio=ratio, aligned=aligned)(*inputs)
+        for ratio, aligned in options
+    ]
+    model = keras.Model(inputs, outputs)
+    path, _ = exported(model, tmp_path)
+    inverted = [[8, 0, 0, 6], [0, 6, 8, 0], [5, 5, 2, 2], [3, 1, 3, 6], [4, 4, 4, 4], [1, 2, 5, 6]]
+    assert_equal(path, model, images_of(rng, (9, 7)), np.float32([inverted] * 3))
+
+
 def pyramid(features):
     return [features, keras.layers.AveragePooling2D(2)(features)]
 
@@ -266,8 +280,23 @@ def test_the_other_layers_become_gathers_of_equal_values(name, tmp_path, rng):
     if shapes == BOXES:
         arrays[0] = rng.uniform([0, 0, 4, 4], [4, 4, 9, 9], (3, 4, 4))
         arrays[0][:, 0] = [-99, -99, 2, 2], [5, 5, 99, 99], [np.nan] * 4
-    arrays = [each.astype("float32") for each in arrays]
-    assert_equal(path, model, images_of(rng, (9, 7)), *arrays)
+    arrays = [images_of(rng, (9, 7)), *[each.astype("float32") for each in arrays]]
+    assert_equal(path, model, *arrays)
+    if RUNTIME:
+        assert_equal(path, model, *[each[:0] for each in arrays])
+        assert_equal(path, model, *[each[:1] for each in arrays])
+
+
+@pytest.mark.skipif(not RUNTIME, reason="ONNX's own evaluator takes nothing empty")
+@pytest.mark.parametrize("size", [(None, 7), (9, None)], ids=["height", "width"])
+def test_one_of_height_and_width_may_be_free_and_there_may_be_no_images(size, tmp_path, rng):
+    images = keras.Input((*size, CHANNELS))
+    model = keras.Model(images, tfd.layers.DCNv3(2, groups=2)(images))
+    path, _ = exported(model, tmp_path)
+    for height, width in SIZES:
+        sizes = size[0] or height, size[1] or width
+        for batch in (0, 1, 3):
+            assert_equal(path, model, images_of(rng, sizes, batch))
 
 
 # Around the operators
@@ -352,12 +381,19 @@ def test_what_onnx_cannot_express_is_named_and_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_tensors_that_a_model_keeps_are_refused(tmp_path):
-    kept = tf.ones([3, 3])
-    layer = keras.layers.Lambda(lambda images: images @ kept, output_shape=(None, None, 3))
-    with pytest.raises(ValueError, match="as weights or NumPy arrays"):
-        tfd.export_onnx(small_model(layer), tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+def test_tensors_that_a_model_keeps_are_constants_of_the_file(tmp_path, rng):
+    kept, unread = tf.constant(rng.normal(size=(6, 3)), tf.float32), tf.ones([2])
+
+    def moved(images):
+        return images @ kept + tf.reduce_sum(unread[:0])
+
+    inputs = keras.Input((9, 7, CHANNELS), name="images")
+    normalization = keras.layers.Normalization(mean=[1.0] * 6, variance=[4.0] * 6)
+    layer = keras.layers.Lambda(moved, output_shape=(9, 7, 3))
+    model = keras.Model(inputs, layer(normalization(inputs)))
+    path, _ = exported(model, tmp_path)
+    assert names_and_shapes(onnx.load(path).graph.input) == {"images": [None, 9, 7, CHANNELS]}
+    assert_equal(path, model, images_of(rng, (9, 7)))
 
 
 def test_models_without_known_inputs_need_a_signature(tmp_path):

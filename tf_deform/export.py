@@ -87,7 +87,9 @@ def export_saved_model(
             f"implementation must be 'portable' or 'compiled', received {implementation!r}"
         )
     inputs = input_specs(model, input_signature)
-    requests = [] if warmup is None else [("serving_default", _named_values(warmup, inputs))]
+    requests = (
+        [] if warmup is None else [("serving_default", named_values("warmup", warmup, inputs))]
+    )
     with new_folder(path) as partial, traced_with(implementation):
         archive = keras.export.ExportArchive()
         archive.track(model)
@@ -186,17 +188,17 @@ def _check_images(inputs, size):
     return spec
 
 
-def _named_values(warmup, inputs):
-    """Returns {name: tensor} of the sample inputs."""
-    specs, values = tf.nest.flatten(inputs), tf.nest.flatten(warmup)
+def named_values(argument, values, inputs):
+    """Returns {name: tensor} of sample inputs, which an argument holds."""
+    specs, values = tf.nest.flatten(inputs), tf.nest.flatten(values)
     if len(values) != len(specs):
-        raise ValueError(f"warmup must have {len(specs)} inputs, received {len(values)}")
+        raise ValueError(f"{argument} must have {len(specs)} inputs, received {len(values)}")
     tensors = {}
     for spec, value in zip(specs, values, strict=True):
         tensor = tensors[spec.name] = tf.convert_to_tensor(value, spec.dtype)
         if not spec.shape.is_compatible_with(tensor.shape):
             raise ValueError(
-                f"warmup must have {spec.name!r} of shape {spec.shape}, received {tensor.shape}"
+                f"{argument} must have {spec.name!r} of shape {spec.shape}, received {tensor.shape}"
             )
     return tensors
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
+import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_deform import onnx_ops
-from tf_deform.annotations import Path, Structure
+from tf_deform.annotations import Path, Structure, Tensor
 from tf_deform.compiled import traced_with
 from tf_deform.export import input_specs, server_of
+from tf_deform.export_check import check_export
 from tf_deform.files import replaced_file
+from tf_deform.onnx_writers import HIDDEN, WRITERS
 
 _WRITTEN = 18  # the newest opset that tf2onnx writes
 _OPSET, _IR = 20, 9  # DeformConv is there since 19, GridSample in 3-D since 20
@@ -26,6 +29,8 @@ def export_onnx(
     path: Path,
     *,
     input_signature: Structure[keras.InputSpec | tf.TensorSpec] | None = None,
+    check: bool = True,
+    sample: Structure[Tensor] | None = None,
 ) -> None:
     """Writes the model as an ONNX file, checks it, and returns nothing.
 
@@ -38,16 +43,27 @@ def export_onnx(
     and stay channels last. The number of images is free, and so is each size that is None in the
     model. It needs the packages tf2onnx and onnx: `pip install "tf_deform[onnx]"`.
 
+    Before the file appears under its name, it is run in onnxruntime with 0, 1 and 3 images, and
+    several of each free size, and compared with the model. Sizes that the model refuses are left
+    out, and so are elements that are NaN or infinite. One element in a thousand may differ, as
+    where rounding decides which pixel is the nearest. There is a warning if onnxruntime is not
+    installed, lacks an operator, or refuses what is empty or an image of a few pixels.
+
     Args:
         model: Keras model, built.
         path: file to write; one that is there is replaced when the new one is complete.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
+        check: whether to run the file in onnxruntime and to compare it with the model.
+        sample: inputs such as the model takes, to compare at instead of random ones: all of them,
+            the first image alone, and none. For models that random numbers do not suit, or free
+            sizes that depend on each other.
 
     Raises:
         ImportError: tf2onnx or onnx is not installed.
-        ValueError: a model that has no known inputs and no `input_signature`, that holds ops that
-            cannot be written in ONNX, or that keeps constants as tensors; an empty path.
+        ValueError: a model that has no known inputs and no `input_signature`, or that holds ops
+            that cannot be written in ONNX; a file that computes something else than the model, or
+            that onnxruntime cannot run; `sample` that does not fit the inputs; an empty path.
         FileExistsError: there is something else than a file at `path`.
         FileNotFoundError: there is no folder to put the file in.
 
@@ -66,9 +82,13 @@ def export_onnx(
     inputs = input_specs(model, input_signature)
     with replaced_file(path) as partial:
         exported = _converted(model, inputs, tf2onnx)
-        _check(exported, tf.nest.flatten(inputs), onnx)
+        _check_operators(exported, onnx)
+        written = exported.SerializeToString()
+        run = _runner(written) if check else None
+        if run is not None:
+            check_export(model, inputs, run, "onnxruntime", sample)
         with tf.io.gfile.GFile(partial, "wb") as file:
-            file.write(exported.SerializeToString())
+            file.write(written)
 
 
 def _converted(model, inputs, tf2onnx):
@@ -82,16 +102,63 @@ def _converted(model, inputs, tf2onnx):
         names[:] = outputs
         return outputs
 
-    with _one_at_a_time, traced_with("portable"):
+    function, specs = tf.function(traced, autograph=False), tf.nest.flatten(inputs)
+    with _one_at_a_time, traced_with("portable"), _sizes_left_alone():
         exported, _ = tf2onnx.convert.from_function(
-            tf.function(traced, autograph=False),
-            tf.nest.flatten(inputs),
+            function,
+            specs,
             opset=_WRITTEN,
-            custom_op_handlers={name: (write, []) for name, write in _WRITERS.items()},
+            custom_op_handlers={name: (write, []) for name, write in WRITERS.items()},
         )
+        captures = function.get_concrete_function(*specs).graph.captures
+    _keep_constants(exported.graph, captures)
+    _allow_nothing(exported.graph)
     exported.graph.output.sort(key=lambda output: names.index(output.name))
     _raise_opset(exported)
     return exported
+
+
+def _allow_nothing(graph):
+    """Lets a 0 mean 0 in shapes computed from sizes: in those of tf2onnx's own transpositions too.
+
+    It writes a transposition that moves no element as a Reshape, to some sizes of a Shape.
+    """
+    _, onnx = _packages()
+    nodes = {name: node for node in _nodes(graph) for name in node.output}
+    for node in list(nodes.values()):
+        node.op_type = node.op_type.removeprefix(HIDDEN)
+        shape = nodes.get(node.input[1]) if node.op_type == "Reshape" else None
+        source = nodes.get(shape.input[0]) if shape and shape.op_type == "Gather" else None
+        if source and source.op_type == "Shape" and not node.attribute:
+            node.attribute.append(onnx.helper.make_attribute("allowzero", 1))
+
+
+@contextlib.contextmanager
+def _sizes_left_alone():
+    """Leaves out the optimizer that writes shapes with 0 for a free size, and -1 for another.
+
+    Where there are no images, nothing says what -1 stands for, and the engine refuses them.
+    """
+    optimizers = importlib.import_module("tf2onnx.optimizer")._get_optimizers()
+    kept = optimizers["reshape_optimizer"]
+    optimizers["reshape_optimizer"] = optimizers["remove_identity"]  # which runs later anyway
+    try:
+        yield
+    finally:
+        optimizers["reshape_optimizer"] = kept
+
+
+def _keep_constants(graph, captures):
+    """Turns the inputs that tf2onnx makes of tensors that the model keeps into constants."""
+    _, onnx = _packages()
+    kept = {placeholder.name: tensor for tensor, placeholder in captures}
+    inputs = {each.name: each for each in graph.input}
+    read = {name for node in _nodes(graph) for name in node.input}
+    read |= {each.name for each in graph.output}
+    for name in kept.keys() & inputs.keys():
+        graph.input.remove(inputs[name])
+        if name in read:
+            graph.initializer.append(onnx.numpy_helper.from_array(kept[name].numpy(), name))
 
 
 def _packages():
@@ -110,67 +177,6 @@ def _tells_of_no_call(record):
     return onnx_ops.CALL not in record.getMessage()
 
 
-def _write_operator(graph, node, *_):
-    """Replaces a call of an ONNX operator in tf2onnx's graph by the operator."""
-    call = onnx_ops.operator_of(node.get_attr_value("token"))
-    if call is None:
-        return  # the user's own Python function, which stays and is found
-    operator, shape, attributes = call
-    graph.set_shape(node.output[0], [-1 if size is None else size for size in shape])
-    _replace(graph, node, operator, list(node.input), attributes)
-
-
-# What tf2onnx lacks: Keras's exact GELU, and sizes of regions that are free. And what it writes as
-# products with 0 and 1, which would let the NaN of dropped samples through.
-
-
-def _write_select(graph, node, *_):
-    _replace(graph, node, "Where", list(node.input))
-
-
-def _write_erfc(graph, node, *_):
-    _, onnx = _packages()
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(graph.get_dtype(node.input[0]))
-    one = graph.make_const(f"{node.name}/one", np.ones([], dtype)).output[0]
-    erf = graph.make_node("Erf", list(node.input)).output[0]
-    _replace(graph, node, "Sub", [one, erf])
-
-
-def _write_broadcast_args(graph, node, *_):
-    _, onnx = _packages()
-
-    def made(operator, inputs, **attributes):
-        return graph.make_node(operator, inputs, attr=attributes).output[0]
-
-    first, second = (made("Cast", [each], to=onnx.TensorProto.INT64) for each in node.input)
-    shape = made("Shape", [made("Expand", [made("ConstantOfShape", [first]), second])])
-    _replace(graph, node, "Cast", [shape], {"to": graph.get_dtype(node.output[0])})
-
-
-def _replace(graph, node, operator, inputs, attributes=None):
-    """Puts an operator in the place of a node with one output, whose shape and dtype it keeps."""
-    output = node.output[0]
-    shape, dtype = graph.get_shape(output), graph.get_dtype(output)
-    graph.remove_node(node.name)
-    graph.make_node(
-        operator,
-        inputs,
-        attr=attributes,
-        outputs=[output],
-        name=node.name,
-        shapes=[shape],
-        dtypes=[dtype],
-    )
-
-
-_WRITERS = {
-    onnx_ops.CALL: _write_operator,
-    "BroadcastArgs": _write_broadcast_args,
-    "Erfc": _write_erfc,
-    "SelectV2": _write_select,
-}
-
-
 def _raise_opset(exported):
     """Declares the newer opset, in which everything that tf2onnx writes means the same."""
     for opset in exported.opset_import:
@@ -179,12 +185,8 @@ def _raise_opset(exported):
     exported.ir_version = _IR
 
 
-def _check(exported, inputs, onnx):
+def _check_operators(exported, onnx):
     """Raises ValueError that names what ONNX has no operator for, or what onnx's checker raises."""
-    if len(exported.graph.input) > len(inputs):  # tf2onnx makes inputs of them
-        raise ValueError(
-            "The model must keep its constants as weights or NumPy arrays, received some as tensors"
-        )
     unknown = sorted(
         {
             node.op_type
@@ -197,6 +199,41 @@ def _check(exported, inputs, onnx):
             f"The model must hold ops that ONNX can express, received {', '.join(unknown)}"
         )
     onnx.checker.check_model(exported, full_check=True)
+
+
+def _runner(written):
+    """Returns the function from {name: array} to {name: array} that runs the file.
+
+    None, with a warning, if onnxruntime is not there or lacks an operator.
+    """
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError:
+        return _not_run("onnxruntime is not installed")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it refuses is raised
+    try:
+        session = runtime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if type(error).__name__ == "NotImplemented":
+            return _not_run(f"this onnxruntime lacks an operator ({error})")
+        raise ValueError(f"The file must run in onnxruntime, which refuses it: {error}") from error
+    inputs, outputs = (
+        [each.name for each in each()] for each in (session.get_inputs, session.get_outputs)
+    )
+
+    def run(feeds):
+        fed = dict(zip(inputs, feeds.values(), strict=True))
+        return dict(zip(outputs, session.run(None, fed), strict=True))
+
+    return run
+
+
+def _not_run(reason):
+    warnings.warn(
+        f"The ONNX file was written, but not run and compared with the model: {reason}",
+        stacklevel=4,
+    )
 
 
 def _nodes(graph):

@@ -83,8 +83,11 @@ def grid_sample(inputs, grid, interpolation, padding_mode, align_corners):
 def roi_align(features, boxes, box_indices, output_size, spatial_scale, sampling_ratio, aligned):
     """Returns `ops.roi_align`; takes its arguments unchecked."""
     wide = _wide(features, boxes)
-    finite = tf.reduce_all(tf.math.is_finite(boxes), axis=-1, keepdims=True)  # [rois, 1]
-    boxes = tf.cast(tf.where(finite, boxes, 0), wide)
+    sampled = tf.reduce_all(tf.math.is_finite(boxes), axis=-1, keepdims=True)  # [rois, 1]
+    if aligned and sampling_ratio == 0:  # as many samples as pixels: none in an inverted box
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        sampled &= tf.reduce_all(sizes >= 0, axis=-1, keepdims=True)
+    boxes = tf.cast(tf.where(sampled, boxes, 0), wide)
     out = _call(
         "RoiAlign",
         [_first(tf.cast(features, wide)), boxes, tf.cast(box_indices, tf.int64)],
@@ -96,7 +99,7 @@ def roi_align(features, boxes, box_indices, output_size, spatial_scale, sampling
         sampling_ratio=sampling_ratio,
         spatial_scale=spatial_scale,
     )
-    return tf.cast(tf.where(finite[:, :, None, None], _last(out), 0), features.dtype)
+    return tf.cast(tf.where(sampled[:, :, None, None], _last(out), 0), features.dtype)
 
 
 def operator_of(token):
