@@ -153,8 +153,10 @@ class DCN(Projected):
             return outputs
         shape = validation.sizes(outputs)
         by_group = [*shape[:3], self.groups, shape[3] // self.groups]
-        scale = tf.sigmoid(self.center_feature_scale_proj(features))[..., None]
-        scale = tf.cast(scale, outputs.dtype)  # [batch, height, width, groups, 1]
+        scale = tf.sigmoid(self.center_feature_scale_proj(features))
+        scale = tf.expand_dims(
+            tf.cast(scale, outputs.dtype), -1
+        )  # [batch, height, width, groups, 1]
         outputs = tf.reshape(outputs, by_group) * (1 - scale)
         outputs += tf.reshape(self._at_outputs(projected), by_group) * scale
         return tf.reshape(outputs, shape)

@@ -53,12 +53,9 @@ def points_in(bins, places):
 
     places: for each axis how far they are from the bin's start, in bins.
     """
-    axes = [origin + place * step for (origin, step), place in zip(bins, places, strict=True)]
-    static = tf.broadcast_static_shape(*(axis.shape for axis in axes))
-    shape = tf.broadcast_dynamic_shape(*map(tf.shape, axes))
-    if static.is_fully_defined():
-        shape = static
-    return [tf.ensure_shape(tf.broadcast_to(axis, shape), static) for axis in axes]
+    y, x = (origin + place * step for (origin, step), place in zip(bins, places, strict=True))
+    # LiteRT has no broadcasting to a shape that is known at run time alone.
+    return [y + tf.zeros_like(x), x + tf.zeros_like(y)]
 
 
 def mean_in_bins(table, index, bins, shape, sampling_ratio):
@@ -70,8 +67,8 @@ def mean_in_bins(table, index, bins, shape, sampling_ratio):
     validation.at_least(0, sampling_ratio=sampling_ratio)
     if sampling_ratio:
         steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
-        points = points_in(bins, places_of(steps, bins[0][0].dtype))
-        pooled = _sum_in_bins(table, points, index, rule="roi")
+        points = map(_by_bin, points_in(bins, places_of(steps, bins[0][0].dtype)))
+        pooled = _sum_in_bins(table, [*points], index, rule="roi")
         pooled /= sampling_ratio**2
     else:
         pooled = _adaptive_mean(table, bins, index)
@@ -86,7 +83,9 @@ def _adaptive_mean(table, bins, index):
     visits = []
     for (origin, step), limit in zip(bins, table.space, strict=True):
         origin = tf.stop_gradient(origin)
-        count = tf.where(tf.math.is_finite(step), tf.maximum(tf.math.ceil(step), 0), 0)
+        sizes = tf.reshape(step, [-1])  # [rois]
+        count = tf.where(tf.math.is_finite(sizes), tf.maximum(tf.math.ceil(sizes), 0), 0)
+        count = _per_roi(count)
         spacing = step / tf.maximum(count, 1)
         limit = _per_roi(tf.cast(limit, step.dtype))
         first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
@@ -103,14 +102,16 @@ def _adaptive_mean(table, bins, index):
         for (first, last, count, _), turn in zip(visits, turns, strict=True):
             number = first + tf.cast(turn, first.dtype)
             places.append(tf.where(number <= last, (number + 0.5) / count, math.nan))
-        return visit + 1, sums + _sum_in_bins(table, points_in(bins, places), index, rule="roi")
+        points = [*map(_by_bin, points_in(bins, places))]
+        return visit + 1, sums + _sum_in_bins(table, points, index, rule="roi")
 
     # Zeros that depend on all inputs, whose gradients exist even if no sample is visited.
     nowhere = [tf.constant([math.nan], origin.dtype) for origin, _ in bins]
+    points = [*map(_by_bin, points_in(bins, nowhere))]
     _, sums = tf.while_loop(
         lambda visit, _: visit < visits[0][3] * columns,
         add_sample,
-        (0, _sum_in_bins(table, points_in(bins, nowhere), index, rule="roi")),
+        (0, _sum_in_bins(table, points, index, rule="roi")),
         parallel_iterations=1,
     )
     samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]
@@ -119,22 +120,31 @@ def _adaptive_mean(table, bins, index):
 
 def mean_of_valid(table, points, index):
     """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
+    points = [*map(_by_bin, points)]
     y, x = (
         tf.math.is_finite(place(axis, size, "psroi"))
         for axis, size in zip(points, table.space, strict=True)
     )
-    valid = tf.cast(y & x, points[0].dtype)  # [rois, height, width, groups, places]
+    valid = tf.cast(y & x, points[0].dtype)  # [rois, bins, groups, places]
     weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
     return _sum_in_bins(table, points, index, weights, rule="psroi")
+
+
+def _by_bin(axis):
+    """Returns `[rois, height, width, groups, places]` as `[rois, bins, groups, places]`.
+
+    LiteRT compares five axes by a kernel that ends the process if there are no regions.
+    """
+    rois, height, width, groups, places = validation.sizes(axis)
+    return tf.reshape(axis, [rois, height * width, groups, places])
 
 
 def _sum_in_bins(table, points, index, weights=None, *, rule):
     """Returns `[rois, bins, channels]`: the (weighted) sums of the samples of each bin.
 
-    points: the axes of the points, each `[rois, height, width, groups, places]`; weights alike.
+    points: the axes of the points, each `[rois, bins, groups, places]`; weights alike.
     """
-    rois, height, width, groups, places = validation.sizes(points[0])
-    bins = height * width
+    rois, bins, groups, places = validation.sizes(points[0])
     if index.shape.rank == 1:  # one image a region, whose bins are queries
         shape = [rois, bins, groups, places]
     else:  # one image a bin

@@ -30,7 +30,7 @@ def gather_sum(table, index, weights, gradient_index):
     for term in range(index.shape[0]):
         with _after(total):
             rows = tf.cast(tf.gather(table, index[term]), weights.dtype)  # [n, channels]
-            weighted = rows * weights[term][:, None]
+            weighted = rows * tf.expand_dims(weights[term], 1)
         total = weighted if total is None else total + weighted
 
     def gradient(upstream):
@@ -66,7 +66,7 @@ def scatter_sum(weights, index, values, rows):
     total = None
     for term in range(index.shape[0]):
         with _after(total):
-            terms = weights[term][:, None] * values  # [n, channels]
+            terms = tf.expand_dims(weights[term], 1) * values  # [n, channels]
         added = tf.math.unsorted_segment_sum(terms, index[term], rows)
         total = added if total is None else total + added
 

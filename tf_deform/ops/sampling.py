@@ -264,14 +264,12 @@ class Table(NamedTuple):
         def per_row(sizes):
             return tf.gather(tf.stack([tf.cast(size, dtype) for size in sizes]), level_index)
 
-        space = [
-            per_row(sizes)[:, None, None] for sizes in zip(*(t.space for t in tables), strict=True)
-        ]
+        space = [_lone(per_row(sizes)) for sizes in zip(*(t.space for t in tables), strict=True)]
         image, *axes = (per_row(each) for each in zip(*(t.strides for t in tables), strict=True))
         return tables[0]._replace(
             maps=levels,
             space=space,
-            strides=[image, *(axis[:, None, None] for axis in axes)],
+            strides=[image, *map(_lone, axes)],
             start=per_row(starts),
             map_index=level_index,
         )
@@ -291,7 +289,12 @@ class Table(NamedTuple):
             image_index = tf.range(self.images)
         stride = self.strides[0]
         first = tf.cast(image_index, stride.dtype) * stride + self.start
-        return first[:, None, None] + tf.range(tf.cast(self.groups, stride.dtype))
+        return _lone(first) + tf.range(tf.cast(self.groups, stride.dtype))
+
+
+def _lone(values):
+    """Returns values `[rows]` as `[rows, 1, 1]`: LiteRT cannot index free sizes with None."""
+    return tf.reshape(values, [-1, 1, 1])
 
 
 def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
@@ -306,15 +309,15 @@ def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
 def _sample_compiled(table, points, weights, image_index, rule):
     several = table.map_index is not None
     if rule != "zeros":
-        space = [size[..., None] if several else size for size in table.space]
+        space = [tf.expand_dims(size, -1) if several else size for size in table.space]
         axes = zip(tf.unstack(points, axis=-1), space, strict=True)
         points = tf.stack([place(axis, size, rule) for axis, size in axes], axis=-1)
     if not several:
         return compiled.weighted_sample(table.maps[0], points, weights, image_index)
     sums = []
     for nth, each in enumerate(table.maps):  # who does not read this map is outside of it
-        reads = (table.map_index == nth)[:, None, None, None]
-        seen = tf.where(reads[..., None], points, tf.constant(float("nan"), points.dtype))
+        reads = tf.reshape(table.map_index == nth, [-1, 1, 1, 1])
+        seen = tf.where(tf.expand_dims(reads, -1), points, tf.constant(float("nan"), points.dtype))
         counted = None if weights is None else tf.where(reads, weights, 0)
         sums.append(compiled.weighted_sample(each, seen, counted, image_index))
     return tf.add_n(sums)
