@@ -33,6 +33,7 @@ TOOLS = {
     "OffsetMonitor": tfd.callbacks.OffsetMonitor,
     **{name: getattr(tfd.visualization, name) for name in tfd.visualization.__all__},
     "deformable": tfd.deformable,
+    "export_litert": tfd.export_litert,
     "export_onnx": tfd.export_onnx,
     "export_saved_model": tfd.export_saved_model,
     **{
@@ -264,6 +265,7 @@ GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=Fals
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
 deformable(model, layers=None, **options)
+export_litert(model, path, *, quantize=None, input_signature=None)
 export_onnx(model, path, *, input_signature=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)
@@ -358,7 +360,7 @@ def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
     modules = {"addons", "callbacks", "convert", "layers", "ops", "visualization"}
-    tools = {"deformable", "export_onnx", "export_saved_model"}
+    tools = {"deformable", "export_litert", "export_onnx", "export_saved_model"}
     assert set(tfd.__all__) == {*modules, *tools, *SWITCH}
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
 from layer_contract_test import CASES, Case, arguments_of, built, larger_shapes, map_shapes
+from tf_deform import litert_export
 
 IMAGES = ((None, None, None, 4),)
 
@@ -103,3 +104,54 @@ def test_litert_agrees_with_keras_at_known_and_free_sizes_and_where_there_is_not
     if "bounding_box_format" in case.options():
         features, *coordinates = arguments
         assert_runs_empty(content, layer, [features, *(each[:, :0] for each in coordinates)])
+
+
+# tfd.export_litert
+
+
+def two_inputs():
+    images = keras.Input((None, None, 3), name="images")
+    features = tfd.layers.DeformableConv2D(4, 3, name="features")(images)
+    boxes = keras.Input((None, 4), name="boxes")
+    pooled = tfd.layers.RoIAlign(2, name="regions")(features, boxes)
+    return keras.Model({"images": images, "boxes": boxes}, [features, pooled])
+
+
+@pytest.mark.parametrize("quantize", [None, "float16", "dynamic"])
+def test_the_exported_file_has_names_and_free_sizes(tmp_path, quantize):
+    path = str(tmp_path / "model.tflite")
+    tfd.export_litert(two_inputs(), path, quantize=quantize)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.tflite"]
+    runner = tf.lite.Interpreter(path).get_signature_runner()
+    outputs = runner(images=np.ones((2, 9, 7, 3), "float32"), boxes=np.ones((2, 5, 4), "float32"))
+    shapes = {name: each.shape for name, each in outputs.items()}
+    assert shapes == {"features": (2, 7, 5, 4), "regions": (2, 5, 2, 2, 4)}
+
+
+def test_an_unknown_quantization_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="quantize must be None, 'float16' or 'dynamic', received"):
+        tfd.export_litert(two_inputs(), tmp_path / "model.tflite", quantize="int4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_returns_something_else_is_refused(tmp_path, monkeypatch):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="row")(inputs))
+    original = litert_export._converted
+
+    def of_other_weights(model, *options):
+        content = original(model, *options)
+        model.set_weights([each + 1 for each in model.get_weights()])
+        return content
+
+    monkeypatch.setattr(litert_export, "_converted", of_other_weights)
+    with pytest.raises(ValueError, match=r"expected 'row' to 0\.0001 .*, received a difference of"):
+        tfd.export_litert(model, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ops_that_litert_lacks_are_named(tmp_path):
+    inputs = keras.Input((4, 4))
+    model = keras.Model(inputs, keras.layers.Lambda(tf.linalg.det)(inputs))
+    with pytest.raises(ValueError, match=r"received tf\.MatrixDeterminant"):
+        tfd.export_litert(model, tmp_path / "model.tflite")

@@ -1,11 +1,11 @@
 """The bins that regions of interest are cut into, and means of samples in them."""
 
-import math
-
 import tensorflow as tf
 
 from tf_deform.ops import validation
-from tf_deform.ops.sampling import place, sample_table
+from tf_deform.ops.sampling import is_kept, sample_table
+
+_OUTSIDE = -2.0  # of every image: such a sample is dropped
 
 
 def shift_of(scale, offset, size):
@@ -80,51 +80,62 @@ def _adaptive_mean(table, bins, index):
 
     Only the samples that can lie in the features are visited, however large a box is.
     """
-    visits = []
-    for (origin, step), limit in zip(bins, table.space, strict=True):
-        origin = tf.stop_gradient(origin)
-        sizes = tf.reshape(step, [-1])  # [rois]
-        count = tf.where(tf.math.is_finite(sizes), tf.maximum(tf.math.ceil(sizes), 0), 0)
-        count = _per_roi(count)
-        spacing = step / tf.maximum(count, 1)
-        limit = _per_roi(tf.cast(limit, step.dtype))
-        first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
-        last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
-        length = tf.reshape(last - first + 1, [-1])
-        length = tf.where(tf.math.is_finite(length), length, 0)
-        longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
-        visits.append((first, last, count, tf.cast(longest, tf.int32)))
+    visits = [
+        _visits(origin, step, limit)
+        for (origin, step), limit in zip(bins, table.space, strict=True)
+    ]
     columns = visits[1][3]
 
+    def sum_at(places, kept):
+        axes = zip(kept, points_in(bins, places), strict=True)
+        # The point is moved, not the place: a step of 0 would leave it inside.
+        points = [_by_bin(tf.where(keep, axis, _OUTSIDE)) for keep, axis in axes]
+        return _sum_in_bins(table, points, index, rule="roi")
+
     def add_sample(visit, sums):
-        places = []
+        places, kept = [], []
         turns = (visit // columns, visit % columns)
         for (first, last, count, _), turn in zip(visits, turns, strict=True):
             number = first + tf.cast(turn, first.dtype)
-            places.append(tf.where(number <= last, (number + 0.5) / count, math.nan))
-        points = [*map(_by_bin, points_in(bins, places))]
-        return visit + 1, sums + _sum_in_bins(table, points, index, rule="roi")
+            places.append((number + 0.5) / tf.maximum(count, 1))
+            kept.append(number <= last)
+        return visit + 1, sums + sum_at(places, kept)
 
     # Zeros that depend on all inputs, whose gradients exist even if no sample is visited.
-    nowhere = [tf.constant([math.nan], origin.dtype) for origin, _ in bins]
-    points = [*map(_by_bin, points_in(bins, nowhere))]
+    nowhere = sum_at([tf.zeros([], origin.dtype) for origin, _ in bins], [False, False])
     _, sums = tf.while_loop(
         lambda visit, _: visit < visits[0][3] * columns,
         add_sample,
-        (0, _sum_in_bins(table, points, index, rule="roi")),
+        (0, nowhere),
         parallel_iterations=1,
     )
     samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]
     return sums / tf.cast(tf.maximum(samples, 1), sums.dtype)
 
 
+def _visits(origin, step, limit):
+    """Returns along an axis the samples' first and last number, their count, and the most of all.
+
+    The first three broadcast to `[rois, height, width, groups, places]`.
+    """
+    origin = tf.stop_gradient(origin)
+    size = tf.reshape(step, [-1])  # [rois]
+    count = tf.where(tf.math.is_finite(size), tf.maximum(tf.math.ceil(size), 0), 0)
+    spacing = _per_roi(tf.where(count > 0, size, 1) / tf.maximum(count, 1))
+    count = _per_roi(count)
+    limit = _per_roi(tf.cast(limit, step.dtype))
+    first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
+    last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
+    length = tf.reshape(last - first + 1, [-1])
+    length = tf.where(tf.math.is_finite(length), length, 0)
+    longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
+    return first, last, count, tf.cast(longest, tf.int32)
+
+
 def mean_of_valid(table, points, index):
     """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
     points = [*map(_by_bin, points)]
-    y, x = (
-        tf.math.is_finite(place(axis, size, "psroi"))
-        for axis, size in zip(points, table.space, strict=True)
-    )
+    y, x = (is_kept(axis, size, "psroi") for axis, size in zip(points, table.space, strict=True))
     valid = tf.cast(y & x, points[0].dtype)  # [rois, bins, groups, places]
     weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
     return _sum_in_bins(table, points, index, weights, rule="psroi")

@@ -56,7 +56,7 @@ def projective_grid(
 
     Args:
         theta: `[batch, 3, 3]`, floating-point: maps a normalised output position (x, y, 1) to the
-            homogeneous input position sampled there. A position at infinity becomes NaN, which
+            homogeneous input position sampled there. A position at infinity is infinite, which
             samples 0.
         output_size: (height, width); ints or scalar tensors.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
@@ -226,7 +226,7 @@ def projective(theta, output_size, align_corners):
     x, y, w = _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
     finite = w != 0
     w = tf.where(finite, w, 1)
-    return [tf.where(finite, each / w, float("nan")) for each in (x, y)]
+    return [tf.where(finite, each / w, float("inf")) for each in (x, y)]
 
 
 def thin_plate_spline(displacements, output_size, control_points, align_corners):

@@ -179,23 +179,29 @@ def place(p, size, rule, half_pixel=False):
 
     Rules: "zeros" changes nothing; "border" clamps to the pixel centres; "reflection" reflects and
     clamps; "roi" clamps what is in [-1, size] and "psroi" what is in [-0.5, size - 0.5], and both
-    drop the rest. A dropped or non-finite position becomes NaN, which samples 0. The gradient is
-    0 wherever a position was clamped or lies on the clamping bound.
+    drop the rest. A dropped or non-finite position becomes size + 1, which samples 0: some engines
+    that models are exported to take NaN >= 0 for true. The gradient is 0 wherever a position was
+    clamped or lies on the clamping bound.
     """
     if rule == "zeros":
         return p
     limit = tf.cast(size, p.dtype)
-    if rule == "roi":
-        valid = (p >= -1) & (p <= limit)
-    elif rule == "psroi":
-        valid = (p >= -0.5) & (p <= limit - 0.5)
-    else:
-        valid = tf.math.is_finite(p)
+    valid = is_kept(p, size, rule)
     if rule == "reflection":
-        p = _reflect(p, limit, half_pixel)
+        p = _reflect(tf.where(valid, p, 0), limit, half_pixel)
     clamped = tf.stop_gradient(tf.clip_by_value(p, 0, limit - 1))
     p = tf.where((p > 0) & (p < limit - 1), p, clamped)
-    return tf.where(valid, p, tf.constant(float("nan"), p.dtype))
+    return tf.where(valid, p, limit + 1)
+
+
+def is_kept(p, size, rule):
+    """Returns where `place` does not drop positions under a rule other than "zeros"."""
+    limit = tf.cast(size, p.dtype)
+    if rule == "roi":
+        return (p >= -1) & (p <= limit)
+    if rule == "psroi":
+        return (p >= -0.5) & (p <= limit - 0.5)
+    return tf.math.is_finite(p)
 
 
 def checked_image_index(name, index, rows, images):
