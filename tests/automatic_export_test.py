@@ -74,7 +74,8 @@ def run_litert(path):
 
 
 def run_saved_model(path):
-    return tf.saved_model.load(path).serve(arguments())
+    served = tf.saved_model.load(path)  # which holds the variables
+    return served.serve(arguments())
 
 
 FORMATS = {
