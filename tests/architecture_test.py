@@ -47,7 +47,7 @@ PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 # patterns that fit a module the first counts.
 ROWS = """
 annotations
-startup files onnx_ops weight_files compiled.switch compiled.location
+startup files onnx_ops weight_files compiled.switch compiled.location compiled.tracing
 compiled.gradients
 compiled.loading
 compiled.*
@@ -67,7 +67,7 @@ layers.*
 layers addons drawing
 visualization
 backbone callbacks convert export
-onnx_export building
+onnx_export litert_export building
 .
 __main__
 """

@@ -5,7 +5,7 @@ TensorFlow's converters are known by the calls under which a function is traced:
 exporters, and `get_concrete_function`, by which a function is had for a converter.
 """
 
-import sys
+import inspect
 import types
 
 import tensorflow as tf
@@ -32,7 +32,7 @@ def traced_for_export():
     """
     if tf.executing_eagerly():
         return False
-    frame: types.FrameType | None = sys._getframe()
+    frame: types.FrameType | None = inspect.currentframe()
     asks = False
     while frame:
         module = frame.f_globals.get("__name__", "")
