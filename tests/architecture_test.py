@@ -34,6 +34,7 @@ TOOLS = {
     **{name: getattr(tfd.visualization, name) for name in tfd.visualization.__all__},
     **{name: getattr(tfd.boxes, name) for name in tfd.boxes.__all__},
     "deformable": tfd.deformable,
+    "export_litert": tfd.export_litert,
     "export_onnx": tfd.export_onnx,
     "export_saved_model": tfd.export_saved_model,
     **{
@@ -47,7 +48,7 @@ PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 # patterns that fit a module the first counts.
 ROWS = """
 annotations
-startup files onnx_ops checkpoints compiled.switch compiled.location
+startup files onnx_ops checkpoints compiled.switch compiled.location compiled.tracing
 compiled.gradients weight_files weight_parts
 compiled.loading
 compiled.*
@@ -68,7 +69,7 @@ layers addons boxes drawing
 convolutions visualization
 backbone callbacks convert export onnx_writers
 export_check
-onnx_export building
+onnx_export litert_export building
 .
 __main__
 """
@@ -266,6 +267,7 @@ GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=Fals
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 
 deformable(model, layers=None, *, train_offsets=True, verbose=True, **options)
+export_litert(model, path, *, quantize=None, input_signature=None)
 export_onnx(model, path, *, input_signature=None, check=True, sample=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)
@@ -361,7 +363,7 @@ def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
     modules = {"addons", "boxes", "callbacks", "convert", "layers", "ops", "visualization"}
-    tools = {"deformable", "export_onnx", "export_saved_model"}
+    tools = {"deformable", "export_litert", "export_onnx", "export_saved_model"}
     assert set(tfd.__all__) == {*modules, *tools, *SWITCH}
 
 

@@ -182,6 +182,61 @@ def integrate_velocity(velocity, *, steps=7):
     return displacement
 
 
+def compose_flows(first, second):
+    """Returns [B, *space, rank]: second(p) + first(p + second(p)) at every pixel p."""
+    result = _float64(second).copy()
+    for b, *pixel in np.ndindex(*result.shape[:-1]):
+        way = result[(b, *pixel)]
+        result[(b, *pixel)] = way + linear_sample(first[b], pixel + way, "border")
+    return result
+
+
+def invert_flow(flow, *, steps=20):
+    """Returns (inverse [B, *space, rank], residual [B, *space]): u = -flow(p + u), from u = 0."""
+    flow = _float64(flow)
+    inverse, residual = np.zeros(flow.shape), np.zeros(flow.shape[:-1])
+    for b, *pixel in np.ndindex(*residual.shape):
+        way = np.zeros(flow.shape[-1])
+        for _ in range(steps):
+            way = -linear_sample(flow[b], pixel + way, "border")
+        missed = way + linear_sample(flow[b], pixel + way, "border")
+        inverse[(b, *pixel)], residual[(b, *pixel)] = way, math.hypot(*missed)
+    return inverse, residual
+
+
+def resize_flow(flow, size):
+    """Returns [B, *size, rank]: a pixel spans new/old of an old one, and so do the vectors."""
+    flow = _float64(flow)
+    ratio = np.array(size) / flow.shape[1:-1]
+    result = np.zeros((len(flow), *size, flow.shape[-1]))
+    for b, *pixel in np.ndindex(*result.shape[:-1]):
+        point = (np.array(pixel) + 0.5) / ratio - 0.5
+        result[(b, *pixel)] = ratio * linear_sample(flow[b], point, "border")
+    return result
+
+
+def jacobian_determinant(flow):
+    """Returns [B, *space], the determinant of p + flow(p) by differences of the pixels beside p."""
+    flow = _float64(flow)
+    space, result = flow.shape[1:-1], np.zeros(flow.shape[:-1])
+    for b, *pixel in np.ndindex(*result.shape):
+        matrix = np.eye(len(space))
+        for axis, size in enumerate(space):
+            above, below = list(pixel), list(pixel)
+            above[axis] = min(pixel[axis] + 1, size - 1)
+            below[axis] = max(pixel[axis] - 1, 0)
+            if size > 1:
+                slope = flow[(b, *above)] - flow[(b, *below)]
+                matrix[:, axis] += slope / (above[axis] - below[axis])
+        result[(b, *pixel)] = np.linalg.det(matrix)
+    return result
+
+
+def warp_points(points, flow):
+    """Returns [B, ..., rank]: points [B, ..., rank] plus the flow [B, *space, rank] at them."""
+    return _float64(points) + sample(flow, points, padding_mode="border")
+
+
 # Deformable convolution
 
 

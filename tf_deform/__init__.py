@@ -21,6 +21,7 @@ from tf_deform import addons, boxes, callbacks, convert, layers, ops, visualizat
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 from tf_deform.export import export_saved_model
+from tf_deform.litert_export import export_litert
 from tf_deform.onnx_export import export_onnx
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "compiled_status",
     "convert",
     "deformable",
+    "export_litert",
     "export_onnx",
     "export_saved_model",
     "layers",

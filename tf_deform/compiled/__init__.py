@@ -7,7 +7,8 @@ of two ops and their gradients, for TensorFlow's executors and, from TensorFlow 
 
 A module for each question: what is asked for (`switch`), where the library is and whether it is
 whole (`location`), what it can do once loaded (`loading`), which implementation that makes
-(`choice`), how its ops are called (`calls`) and differentiated (`gradients`).
+(`choice`), whether it is traced to be exported (`tracing`), how its ops are called (`calls`) and
+differentiated (`gradients`).
 """
 
 from tf_deform.compiled.calls import deformable_conv, weighted_sample
@@ -21,11 +22,13 @@ from tf_deform.compiled.choice import (
     use_implementation,
 )
 from tf_deform.compiled.gradients import portable
+from tf_deform.compiled.tracing import in_save_context
 
 __all__ = [
     "chosen",
     "compiled_status",
     "deformable_conv",
+    "in_save_context",
     "portable",
     "set_implementation",
     "stays_on_cpu",

@@ -10,14 +10,7 @@ import tensorflow as tf
 
 from tf_deform.annotations import Implementation
 from tf_deform.compiled import loading, location, switch
-
-try:
-    from tensorflow.python.saved_model.save_context import in_save_context
-except ImportError:  # it is private: without it, models are saved as they were traced
-
-    def in_save_context():
-        """Returns False: nobody knows."""
-        return False
+from tf_deform.compiled.tracing import in_save_context, traced_for_export
 
 
 class CompiledStatus(NamedTuple):
@@ -61,7 +54,9 @@ def set_implementation(name: Implementation) -> None:
         name: "auto" (compiled wherever it can run, which is where the library is built and either
             TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
             (TensorFlow ops only) or "compiled" (the compiled library, or an error). What is saved
-            as a SavedModel is portable, unless `export_saved_model` is asked for "compiled".
+            as a SavedModel is portable, unless `export_saved_model` is asked for "compiled". Under
+            "auto" so is what Keras exports to any format, and a concrete function that is asked for
+            by `get_concrete_function`, as converters take it.
 
     The gradients of the CUDA kernels add in no fixed order: they fail where TensorFlow is told to
     be deterministic, by `tf.config.experimental.enable_op_determinism`. The CPU's never do.
@@ -129,7 +124,8 @@ def chosen():
     """Returns whether what is traced now is to call the compiled functions.
 
     Not while a model is being saved, when TensorFlow traces anew, but in `traced_with`: saved
-    models are portable. Nor in a second derivative.
+    models are portable. Nor under "auto" in what is traced for an exporter or converter, nor in a
+    second derivative.
 
     Raises:
         RuntimeError: the environment asks for "compiled", and the library cannot be used.
@@ -137,7 +133,9 @@ def chosen():
     own = switch.asked_by_this_thread()
     if own is not None:
         return own == "compiled"
-    return not in_save_context() and _is_used()
+    if in_save_context() or not _is_used():
+        return False
+    return switch.asked() == "compiled" or not traced_for_export()
 
 
 def stays_on_cpu():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import keras
@@ -175,11 +176,12 @@ class Convolution(LowRankAdapted):
             # TensorFlow's convolutions get that wrong.
             return tf.zeros([*output, kernel.shape[-1]], inputs.dtype)
         strides, padding = self.strides, self.padding
+        if self.rank == 3 and max(self.dilation_rate) > 1:
+            return _dilated_in_3d(_padded(inputs, pads), kernel, strides, self.dilation_rate)
         # TensorFlow has no convolution that is both strided and dilated.
         apart = max(self.strides) > 1 and max(self.dilation_rate) > 1
         if apart or padding not in ("valid", "same"):
-            inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
-            inputs = tf.ensure_shape(inputs, [*[None] * (self.rank + 1), kernel.shape[-2]])
+            inputs = _padded(inputs, pads)
             padding = "valid"
         if apart:
             strides = 1
@@ -205,3 +207,33 @@ class Convolution(LowRankAdapted):
         if self.data_format == "channels_last":
             return tensor
         return tf.transpose(tensor, [0, self.rank + 1, *range(1, self.rank + 1)])
+
+
+def _dilated_in_3d(inputs, kernel, strides, dilation_rate):
+    """Returns the convolution of padded inputs: a sum over the taps along the dilated axes.
+
+    TensorFlow writes it with SpaceToBatchND, which LiteRT has for images alone.
+    """
+    sizes = kernel.shape[:3]
+    taps = [range(n) if d > 1 else [None] for n, d in zip(sizes, dilation_rate, strict=True)]
+    total = None
+    for tap in itertools.product(*taps):
+        seen, weights = [slice(None)], []
+        for at, size, step in zip(tap, sizes, dilation_rate, strict=True):
+            last = None if at is None else (at + 1 - size) * step or None
+            seen.append(slice(at and at * step, last))
+            weights.append(slice(None) if at is None else slice(at, at + 1))
+        part = tf.nn.conv3d(inputs[tuple(seen)], kernel[tuple(weights)], [1, *strides, 1], "VALID")
+        total = part if total is None else total + part
+    return total
+
+
+def _padded(inputs, pads):
+    """Returns inputs with zeros around, their channels known in what is converted to LiteRT too.
+
+    There tf.pad by amounts that are tensors forgets them, set_shape is lost and tf.ensure_shape is
+    unknown; a slice of all keeps them.
+    """
+    padded = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
+    rank = inputs.shape.rank
+    return tf.slice(padded, [0] * rank, [-1] * (rank - 1) + [inputs.shape[-1]])

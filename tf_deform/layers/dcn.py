@@ -153,8 +153,8 @@ class DCN(Projected):
             return outputs
         shape = validation.sizes(outputs)
         by_group = [*shape[:3], self.groups, shape[3] // self.groups]
-        scale = tf.sigmoid(self.center_feature_scale_proj(features))[..., None]
-        scale = tf.cast(scale, outputs.dtype)  # [batch, height, width, groups, 1]
+        scale = tf.cast(tf.sigmoid(self.center_feature_scale_proj(features)), outputs.dtype)
+        scale = tf.expand_dims(scale, -1)  # [batch, height, width, groups, 1]
         outputs = tf.reshape(outputs, by_group) * (1 - scale)
         outputs += tf.reshape(self._at_outputs(projected), by_group) * scale
         return tf.reshape(outputs, shape)

@@ -214,10 +214,10 @@ class MultiScaleDeformableAttention(Projected):
                 tf.cast(mask, tf.bool),
                 validation.sizes(value)[:3],
                 f"[batch, height, width] as in values[{index}]",
-            )[..., None]
+            )
             for index, (value, mask) in enumerate(zip(values, masks, strict=True))
         ]
-        return values, masks
+        return values, [tf.expand_dims(mask, -1) for mask in masks]
 
     def _projected(self, values, masks):
         """Returns the projected maps, 0 where their masks are False."""

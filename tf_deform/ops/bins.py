@@ -1,11 +1,11 @@
 """The bins that regions of interest are cut into, and means of samples in them."""
 
-import math
-
 import tensorflow as tf
 
 from tf_deform.ops import validation
-from tf_deform.ops.sampling import place, sample_table
+from tf_deform.ops.sampling import is_kept, sample_table
+
+_OUTSIDE = -2.0  # of every image: such a sample is dropped
 
 
 def shift_of(scale, offset, size):
@@ -53,12 +53,9 @@ def points_in(bins, places):
 
     places: for each axis how far they are from the bin's start, in bins.
     """
-    axes = [origin + place * step for (origin, step), place in zip(bins, places, strict=True)]
-    static = tf.broadcast_static_shape(*(axis.shape for axis in axes))
-    shape = tf.broadcast_dynamic_shape(*map(tf.shape, axes))
-    if static.is_fully_defined():
-        shape = static
-    return [tf.ensure_shape(tf.broadcast_to(axis, shape), static) for axis in axes]
+    y, x = (origin + place * step for (origin, step), place in zip(bins, places, strict=True))
+    # LiteRT has no broadcasting to a shape that is known at run time alone.
+    return [y + tf.zeros_like(x), x + tf.zeros_like(y)]
 
 
 def mean_in_bins(table, index, bins, shape, sampling_ratio):
@@ -70,8 +67,8 @@ def mean_in_bins(table, index, bins, shape, sampling_ratio):
     validation.at_least(0, sampling_ratio=sampling_ratio)
     if sampling_ratio:
         steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
-        points = points_in(bins, places_of(steps, bins[0][0].dtype))
-        pooled = _sum_in_bins(table, points, index, rule="roi")
+        points = map(_by_bin, points_in(bins, places_of(steps, bins[0][0].dtype)))
+        pooled = _sum_in_bins(table, [*points], index, rule="roi")
         pooled /= sampling_ratio**2
     else:
         pooled = _adaptive_mean(table, bins, index)
@@ -83,58 +80,82 @@ def _adaptive_mean(table, bins, index):
 
     Only the samples that can lie in the features are visited, however large a box is.
     """
-    visits = []
-    for (origin, step), limit in zip(bins, table.space, strict=True):
-        origin = tf.stop_gradient(origin)
-        count = tf.where(tf.math.is_finite(step), tf.maximum(tf.math.ceil(step), 0), 0)
-        spacing = step / tf.maximum(count, 1)
-        limit = _per_roi(tf.cast(limit, step.dtype))
-        first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
-        last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
-        length = tf.reshape(last - first + 1, [-1])
-        length = tf.where(tf.math.is_finite(length), length, 0)
-        longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
-        visits.append((first, last, count, tf.cast(longest, tf.int32)))
+    visits = [
+        _visits(origin, step, limit)
+        for (origin, step), limit in zip(bins, table.space, strict=True)
+    ]
     columns = visits[1][3]
 
+    def sum_at(places, kept):
+        axes = zip(kept, points_in(bins, places), strict=True)
+        # The point is moved, not the place: a step of 0 would leave it inside.
+        points = [_by_bin(tf.where(keep, axis, _OUTSIDE)) for keep, axis in axes]
+        return _sum_in_bins(table, points, index, rule="roi")
+
     def add_sample(visit, sums):
-        places = []
+        places, kept = [], []
         turns = (visit // columns, visit % columns)
         for (first, last, count, _), turn in zip(visits, turns, strict=True):
             number = first + tf.cast(turn, first.dtype)
-            places.append(tf.where(number <= last, (number + 0.5) / count, math.nan))
-        return visit + 1, sums + _sum_in_bins(table, points_in(bins, places), index, rule="roi")
+            places.append((number + 0.5) / tf.maximum(count, 1))
+            kept.append(number <= last)
+        return visit + 1, sums + sum_at(places, kept)
 
     # Zeros that depend on all inputs, whose gradients exist even if no sample is visited.
-    nowhere = [tf.constant([math.nan], origin.dtype) for origin, _ in bins]
+    nowhere = sum_at([tf.zeros([], origin.dtype) for origin, _ in bins], [False, False])
     _, sums = tf.while_loop(
         lambda visit, _: visit < visits[0][3] * columns,
         add_sample,
-        (0, _sum_in_bins(table, points_in(bins, nowhere), index, rule="roi")),
+        (0, nowhere),
         parallel_iterations=1,
     )
     samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]
     return sums / tf.cast(tf.maximum(samples, 1), sums.dtype)
 
 
+def _visits(origin, step, limit):
+    """Returns along an axis the samples' first and last number, their count, and the most of all.
+
+    The first three broadcast to `[rois, height, width, groups, places]`.
+    """
+    origin = tf.stop_gradient(origin)
+    size = tf.reshape(step, [-1])  # [rois]
+    count = tf.where(tf.math.is_finite(size), tf.maximum(tf.math.ceil(size), 0), 0)
+    spacing = _per_roi(tf.where(count > 0, size, 1) / tf.maximum(count, 1))
+    count = _per_roi(count)
+    limit = _per_roi(tf.cast(limit, step.dtype))
+    first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
+    last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
+    length = tf.reshape(last - first + 1, [-1])
+    length = tf.where(tf.math.is_finite(length), length, 0)
+    longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
+    return first, last, count, tf.cast(longest, tf.int32)
+
+
 def mean_of_valid(table, points, index):
     """Returns `[rois, bins, channels]`: the mean of the samples that the psroi rule keeps."""
-    y, x = (
-        tf.math.is_finite(place(axis, size, "psroi"))
-        for axis, size in zip(points, table.space, strict=True)
-    )
-    valid = tf.cast(y & x, points[0].dtype)  # [rois, height, width, groups, places]
+    points = [*map(_by_bin, points)]
+    y, x = (is_kept(axis, size, "psroi") for axis, size in zip(points, table.space, strict=True))
+    valid = tf.cast(y & x, points[0].dtype)  # [rois, bins, groups, places]
     weights = valid / tf.maximum(tf.reduce_sum(valid, axis=-1, keepdims=True), 1)
     return _sum_in_bins(table, points, index, weights, rule="psroi")
+
+
+def _by_bin(axis):
+    """Returns `[rois, height, width, groups, places]` as `[rois, bins, groups, places]`.
+
+    LiteRT compares five axes by a kernel that ends the process if there are no regions.
+    """
+    rois, height, width, groups, places = validation.sizes(axis)
+    return tf.reshape(axis, [rois, height * width, groups, places])
 
 
 def _sum_in_bins(table, points, index, weights=None, *, rule):
     """Returns `[rois, bins, channels]`: the (weighted) sums of the samples of each bin.
 
-    points: the axes of the points, each `[rois, height, width, groups, places]`; weights alike.
+    points: the axes of the points, each `[rois, bins, groups, places]`; weights alike.
     """
-    rois, height, width, groups, places = validation.sizes(points[0])
-    bins = height * width
+    rois, bins, groups, places = validation.sizes(points[0])
     if index.shape.rank == 1:  # one image a region, whose bins are queries
         shape = [rois, bins, groups, places]
     else:  # one image a bin

@@ -276,7 +276,8 @@ class _Geometry:
         centre = self.centre[axis]
         pixel = tf.range(self.output[axis]) * self.strides[axis] - self.before[axis] + centre
         steps = [(tap[axis] * self.dilation[axis] - centre) * scale for tap in self.taps]
-        places = tf.cast(pixel, dtype)[:, None] + tf.constant(steps, dtype)  # [output size, taps]
+        pixel = tf.expand_dims(tf.cast(pixel, dtype), 1)
+        places = pixel + tf.constant(steps, dtype)  # [output size, taps]
         height, width = self.output
         places = tf.expand_dims(places, 1 - axis)
         places = tf.broadcast_to(places, [height, width, len(steps)])

@@ -176,7 +176,7 @@ class Geometry:
     def tap_positions(self, dtype):
         """Returns `[output pixels, taps, rank]`: where the taps lie before they are moved."""
         axes = [
-            tf.range(size)[:, None] * stride - before + tf.range(count) * dilation
+            tf.expand_dims(tf.range(size), 1) * stride - before + tf.range(count) * dilation
             for size, stride, before, count, dilation in zip(
                 self.output,
                 self.strides,
@@ -199,7 +199,7 @@ class Geometry:
     def positions(self, inputs, offset, groups):
         """Returns `[batch, output pixels, taps, deformable groups, rank]`: where taps are moved."""
         wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
-        at_rest = self.tap_positions(wide)[:, :, None]  # [pixels, taps, 1, rank]
+        at_rest = tf.expand_dims(self.tap_positions(wide), 2)  # [pixels, taps, 1, rank]
         shape = [validation.sizes(inputs)[0], math.prod(self.output), groups, self.taps, self.rank]
         return at_rest + tf.transpose(tf.reshape(tf.cast(offset, wide), shape), [0, 1, 3, 2, 4])
 

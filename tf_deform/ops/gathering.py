@@ -5,10 +5,13 @@ All three functions are partial derivatives of one trilinear form,
     f(table, weights, values) = sum over n, j, c of
         weights[j, n] * values[n, c] * table[index[j, n], c],
 
-so the gradient of each is the other two, at any order.
+so the gradient of each is the other two, at any order. A SavedModel cannot hold gradients of custom
+gradients: while one is written, the first gradient is plain sums, which TensorFlow differentiates.
 """
 
 import tensorflow as tf
+
+from tf_deform import compiled
 
 _LANES = 8  # what a vector of 256 bits holds in float32
 
@@ -30,14 +33,16 @@ def gather_sum(table, index, weights, gradient_index):
     for term in range(index.shape[0]):
         with _after(total):
             rows = tf.cast(tf.gather(table, index[term]), weights.dtype)  # [n, channels]
-            weighted = rows * weights[term][:, None]
+            weighted = rows * tf.expand_dims(weights[term], 1)
         total = weighted if total is None else total + weighted
 
     def gradient(upstream):
-        weight_gradient = gather_dot(table, gradient_index, upstream)
+        saved = compiled.in_save_context()
+        dot, scatter = (_dots, _scattered) if saved else (gather_dot, scatter_sum)
+        weight_gradient = dot(table, gradient_index, upstream)
         with _after(weight_gradient):  # the table is freed by then
             upstream = tf.identity(upstream)
-        table_gradient = scatter_sum(weights, gradient_index, upstream, tf.shape(table)[0])
+        table_gradient = scatter(weights, gradient_index, upstream, tf.shape(table)[0])
         return tf.cast(table_gradient, table.dtype), None, weight_gradient, None
 
     return total, gradient
@@ -46,29 +51,26 @@ def gather_sum(table, index, weights, gradient_index):
 @tf.custom_gradient
 def gather_dot(table, index, values):
     """Returns `[terms, n]`: the inner products of table[index[j, n]] and values[n]."""
-    dots: list[tf.Tensor] = []
-    for term in range(index.shape[0]):
-        with _after(*dots[-1:]):
-            rows = tf.cast(tf.gather(table, index[term]), values.dtype)  # [n, channels]
-        dots.append(_sum_channels(rows * values))
-    dots = tf.stack(dots)
 
     def gradient(upstream):
         table_gradient = scatter_sum(upstream, index, values, tf.shape(table)[0])
         return tf.cast(table_gradient, table.dtype), None, gather_sum(table, index, upstream, index)
 
-    return dots, gradient
+    return _dots(table, index, values), gradient
+
+
+def _dots(table, index, values):
+    dots: list[tf.Tensor] = []
+    for term in range(index.shape[0]):
+        with _after(*dots[-1:]):
+            rows = tf.cast(tf.gather(table, index[term]), values.dtype)  # [n, channels]
+        dots.append(_sum_channels(rows * values))
+    return tf.stack(dots)
 
 
 @tf.custom_gradient
 def scatter_sum(weights, index, values, rows):
     """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n]."""
-    total = None
-    for term in range(index.shape[0]):
-        with _after(total):
-            terms = weights[term][:, None] * values  # [n, channels]
-        added = tf.math.unsorted_segment_sum(terms, index[term], rows)
-        total = added if total is None else total + added
 
     def gradient(upstream):
         return (
@@ -78,7 +80,17 @@ def scatter_sum(weights, index, values, rows):
             None,
         )
 
-    return total, gradient
+    return _scattered(weights, index, values, rows), gradient
+
+
+def _scattered(weights, index, values, rows):
+    total = None
+    for term in range(index.shape[0]):
+        with _after(total):
+            terms = tf.expand_dims(weights[term], 1) * values  # [n, channels]
+        added = tf.math.unsorted_segment_sum(terms, index[term], rows)
+        total = added if total is None else total + added
+    return total
 
 
 def _after(*tensors):

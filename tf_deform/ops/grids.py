@@ -56,7 +56,7 @@ def projective_grid(
 
     Args:
         theta: `[batch, 3, 3]`, floating-point: maps a normalised output position (x, y, 1) to the
-            homogeneous input position sampled there. A position at infinity becomes NaN, which
+            homogeneous input position sampled there. A position at infinity is infinite, which
             samples 0.
         output_size: (height, width); ints or scalar tensors.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
@@ -226,7 +226,7 @@ def projective(theta, output_size, align_corners):
     x, y, w = _affine_rows(theta, _normalized(output_size, align_corners, theta.dtype))
     finite = w != 0
     w = tf.where(finite, w, 1)
-    return [tf.where(finite, each / w, float("nan")) for each in (x, y)]
+    return [tf.where(finite, each / w, float("inf")) for each in (x, y)]
 
 
 def thin_plate_spline(displacements, output_size, control_points, align_corners):
@@ -242,18 +242,19 @@ def thin_plate_spline(displacements, output_size, control_points, align_corners)
     control, solver = _spline_system(control_points)
     # The spline's coefficients per displacement: [batch, control points + 3, 2]
     coefficients = tf.reduce_sum(
-        tf.constant(solver, dtype)[None, :, :, None] * displacements[:, None], axis=2
+        tf.constant(solver[None, :, :, None], dtype) * tf.expand_dims(displacements, 1), axis=2
     )
     x, y = (
-        tf.broadcast_to(axis, output_size)[..., None]
+        tf.expand_dims(tf.broadcast_to(axis, output_size), -1)
         for axis in _normalized(output_size, align_corners, dtype)
     )
     control = tf.constant(control, dtype)
     squared = (x - control[:, 0]) ** 2 + (y - control[:, 1]) ** 2
     kernel = _spline_kernel(squared)  # [height, width, control points]
     basis = tf.concat([kernel, tf.ones_like(x), x, y], axis=-1)
+    coefficients = tf.expand_dims(tf.expand_dims(coefficients, 1), 1)
     return [
-        axis[..., 0] + tf.reduce_sum(basis * coefficients[:, None, None, :, index], axis=-1)
+        axis[..., 0] + tf.reduce_sum(basis * coefficients[..., index], axis=-1)
         for index, axis in enumerate((x, y))
     ]
 
@@ -293,8 +294,10 @@ def _affine_product(theta, axes, output_size):
     batch, rank, _ = validation.sizes(theta)
     x, *others = axes
     *outer, width = output_size
-    columns = tf.transpose(theta, [0, 2, 1])[:, :, None]  # [batch, rank + 1, 1, rank]
-    first = columns[:, :1] * x[..., None] + columns[:, rank:]  # [batch, 1, ..., width, rank]
+    columns = tf.expand_dims(tf.transpose(theta, [0, 2, 1]), 2)  # [batch, rank + 1, 1, rank]
+    first = (
+        columns[:, :1] * tf.expand_dims(x, -1) + columns[:, rank:]
+    )  # [batch, 1, ..., width, rank]
     first = tf.reshape(first, [batch, 1, width, rank])
     rows = tf.concat([first, tf.tile(columns[:, 1:rank], [1, 1, width, 1])], axis=1)
     factors = [tf.broadcast_to(axis[..., 0], outer) for axis in (tf.ones_like(others[0]), *others)]

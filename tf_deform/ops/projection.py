@@ -21,7 +21,7 @@ def project(images, transforms, size, interpolation, fill_mode, fill_value):
     images = tf.cast(images, working)
     fill = tf.cast(tf.cast(tf.cast(fill_value, tf.float32), dtype), working)
     axes = _positions(transforms, size)
-    finite = tf.reduce_all(tf.math.is_finite(axes), axis=0)[..., None]
+    finite = tf.expand_dims(tf.reduce_all(tf.math.is_finite(axes), axis=0), -1)
     if fill_mode in _FOLDS:
         fold = _FOLDS[fill_mode]
         axes = [fold(p, tf.cast(n, p.dtype)) for p, n in zip(axes, space, strict=True)]
@@ -40,9 +40,9 @@ def _positions(transforms, size):
     """Returns the positions y and x, each `[transforms, pixels]`, NaN where there are none."""
     height, width = size
     x = tf.cast(tf.range(width), transforms.dtype)
-    y = tf.cast(tf.range(height), transforms.dtype)[:, None]
+    y = tf.expand_dims(tf.cast(tf.range(height), transforms.dtype), 1)
     # Axes first: TensorFlow's optimizer drops them from stacked[:, entry, None, None].
-    entries = transforms[:, :, None, None]
+    entries = tf.expand_dims(tf.expand_dims(transforms, -1), -1)
     a0, a1, a2, b0, b1, b2, c0, c1 = (entries[:, entry] for entry in range(8))
     scale = c0 * x + c1 * y + 1
     shape = [validation.sizes(transforms)[0], height * width]

@@ -31,7 +31,7 @@ def moved_bins(boxes, offset, output_size, spatial_scale, gamma):
             [validation.sizes(boxes)[0], *output_size, 2],
             "[rois, *output_size, 2]",
         )
-        shift = shift_of(gamma, offset[:, :, :, None], size)
+        shift = shift_of(gamma, tf.expand_dims(offset, 3), size)
     return bins_of(start, size, output_size, shift)
 
 
@@ -65,7 +65,7 @@ def levels_of(boxes, scales, canonical_size, canonical_level):
     level = tf.floor(canonical_level + octaves - finest)
     level = tf.where(tf.math.is_finite(level), level, 0)
     level = tf.cast(tf.clip_by_value(level, 0, len(scales) - 1), tf.int32)
-    return level, tf.gather(tf.constant(scales, boxes.dtype), level)[:, None]
+    return level, tf.expand_dims(tf.gather(tf.constant(scales, boxes.dtype), level), 1)
 
 
 def cells_of(bins, cells):

@@ -214,7 +214,8 @@ def ps_roi_align(
     bins = bins_at_rest(boxes, size, spatial_scale)
     shape = [validation.sizes(boxes)[0], *size]
     maps = _channel_maps(features, count)
-    index = box_indices[:, None] * count + tf.range(count, dtype=box_indices.dtype)  # [rois, bins]
+    first = tf.expand_dims(box_indices, 1) * count
+    index = first + tf.range(count, dtype=first.dtype)  # [rois, bins]
     pooled = mean_in_bins(Table.of(maps, 1), index, bins, shape, sampling_ratio)
     return tf.cast(pooled, features.dtype)
 
@@ -283,7 +284,7 @@ def deformable_roi_pool(
         mask = validation.shaped(
             "mask", validation.floating("mask", mask), shape, "[rois, *output_size]"
         )
-        pooled *= tf.cast(mask, pooled.dtype)[..., None]
+        pooled *= tf.expand_dims(tf.cast(mask, pooled.dtype), -1)
     return tf.cast(pooled, features.dtype)
 
 
@@ -378,7 +379,7 @@ def deformable_ps_roi_pool(
     maps = _channel_maps(features, group_size**2)
     rows, columns = (cells_of(count, group_size) for count in size)
     cell = [row * group_size + column for row in rows for column in columns]
-    index = box_indices[:, None] * group_size**2 + tf.constant(cell, box_indices.dtype)
+    index = tf.expand_dims(box_indices, 1) * group_size**2 + tf.constant(cell, box_indices.dtype)
     steps = [step / sample_per_part for step in range(sample_per_part)]
     points = points_in(bins, places_of(steps, boxes.dtype))
     pooled = mean_of_valid(Table.of(maps, classes), points, index)

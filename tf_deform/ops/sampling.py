@@ -179,23 +179,29 @@ def place(p, size, rule, half_pixel=False):
 
     Rules: "zeros" changes nothing; "border" clamps to the pixel centres; "reflection" reflects and
     clamps; "roi" clamps what is in [-1, size] and "psroi" what is in [-0.5, size - 0.5], and both
-    drop the rest. A dropped or non-finite position becomes NaN, which samples 0. The gradient is
-    0 wherever a position was clamped or lies on the clamping bound.
+    drop the rest. A dropped or non-finite position becomes size + 1, which samples 0: some engines
+    that models are exported to take NaN >= 0 for true. The gradient is 0 wherever a position was
+    clamped or lies on the clamping bound.
     """
     if rule == "zeros":
         return p
     limit = tf.cast(size, p.dtype)
-    if rule == "roi":
-        valid = (p >= -1) & (p <= limit)
-    elif rule == "psroi":
-        valid = (p >= -0.5) & (p <= limit - 0.5)
-    else:
-        valid = tf.math.is_finite(p)
+    valid = is_kept(p, size, rule)
     if rule == "reflection":
-        p = _reflect(p, limit, half_pixel)
+        p = _reflect(tf.where(valid, p, 0), limit, half_pixel)
     clamped = tf.stop_gradient(tf.clip_by_value(p, 0, limit - 1))
     p = tf.where((p > 0) & (p < limit - 1), p, clamped)
-    return tf.where(valid, p, tf.constant(float("nan"), p.dtype))
+    return tf.where(valid, p, limit + 1)
+
+
+def is_kept(p, size, rule):
+    """Returns where `place` does not drop positions under a rule other than "zeros"."""
+    limit = tf.cast(size, p.dtype)
+    if rule == "roi":
+        return (p >= -1) & (p <= limit)
+    if rule == "psroi":
+        return (p >= -0.5) & (p <= limit - 0.5)
+    return tf.math.is_finite(p)
 
 
 def checked_image_index(name, index, rows, images):
@@ -266,14 +272,12 @@ class Table(NamedTuple):
         def per_row(sizes):
             return tf.gather(tf.stack([tf.cast(size, dtype) for size in sizes]), level_index)
 
-        space = [
-            per_row(sizes)[:, None, None] for sizes in zip(*(t.space for t in tables), strict=True)
-        ]
+        space = [_lone(per_row(sizes)) for sizes in zip(*(t.space for t in tables), strict=True)]
         image, *axes = (per_row(each) for each in zip(*(t.strides for t in tables), strict=True))
         return tables[0]._replace(
             maps=levels,
             space=space,
-            strides=[image, *(axis[:, None, None] for axis in axes)],
+            strides=[image, *map(_lone, axes)],
             start=per_row(starts),
             map_index=level_index,
         )
@@ -293,7 +297,12 @@ class Table(NamedTuple):
             image_index = tf.range(self.images)
         stride = self.strides[0]
         first = tf.cast(image_index, stride.dtype) * stride + self.start
-        return first[:, None, None] + tf.range(tf.cast(self.groups, stride.dtype))
+        return _lone(first) + tf.range(tf.cast(self.groups, stride.dtype))
+
+
+def _lone(values):
+    """Returns values `[rows]` as `[rows, 1, 1]`: LiteRT cannot index free sizes with None."""
+    return tf.reshape(values, [-1, 1, 1])
 
 
 def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
@@ -308,15 +317,15 @@ def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
 def _sample_compiled(table, points, weights, image_index, rule):
     several = table.map_index is not None
     if rule != "zeros":
-        space = [size[..., None] if several else size for size in table.space]
+        space = [tf.expand_dims(size, -1) if several else size for size in table.space]
         axes = zip(tf.unstack(points, axis=-1), space, strict=True)
         points = tf.stack([place(axis, size, rule) for axis, size in axes], axis=-1)
     if not several:
         return compiled.weighted_sample(table.maps[0], points, weights, image_index)
     sums = []
     for nth, each in enumerate(table.maps):  # who does not read this map is outside of it
-        reads = (table.map_index == nth)[:, None, None, None]
-        seen = tf.where(reads[..., None], points, tf.constant(float("nan"), points.dtype))
+        reads = tf.reshape(table.map_index == nth, [-1, 1, 1, 1])
+        seen = tf.where(tf.expand_dims(reads, -1), points, tf.constant(float("nan"), points.dtype))
         counted = None if weights is None else tf.where(reads, weights, 0)
         sums.append(compiled.weighted_sample(each, seen, counted, image_index))
     return tf.add_n(sums)

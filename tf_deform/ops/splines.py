@@ -17,7 +17,7 @@ def polyharmonic_spline(points, values, queries, order, weight):
     over the points of a coefficient times r^order (odd orders) or r^order log r (even ones), plus
     an affine map; the weight, at least 0, is added to the system's diagonal.
     """
-    coefficients = _coefficients(points, values, order, weight)[:, None]
+    coefficients = tf.expand_dims(_coefficients(points, values, order, weight), 1)
     basis = tf.concat([_kernel(queries, points, order), _with_ones(queries)], axis=2)
     columns = [
         tf.reduce_sum(basis * coefficients[..., column], axis=-1)
@@ -41,7 +41,9 @@ def _kernel(points, others, order):
     # Sums of squares: |x|^2 - 2 xy + |y|^2 would leave rounding errors where points coincide.
     squared = tf.add_n(
         [
-            tf.math.squared_difference(points[:, :, None, axis], others[:, None, :, axis])
+            tf.math.squared_difference(
+                tf.expand_dims(points[..., axis], 2), tf.expand_dims(others[..., axis], 1)
+            )
             for axis in range(points.shape[-1])
         ]
     )
