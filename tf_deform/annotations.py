@@ -48,6 +48,7 @@ Indexing: TypeAlias = Literal["ij", "xy"]
 PixelInterpolation: TypeAlias = Literal["nearest", "bilinear"]
 
 # What a model is saved with, and what a process may be asked for.
+LiteRTQuantization: TypeAlias = Literal["float16", "dynamic"]
 SavedImplementation: TypeAlias = Literal["portable", "compiled"]
 Implementation: TypeAlias = Literal["auto", SavedImplementation]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from typing import Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_deform.annotations import Path, Structure
+from tf_deform.annotations import LiteRTQuantization, Path, Structure
 from tf_deform.export import export_saved_model, input_specs, server_of
 from tf_deform.files import replaced_file
 
@@ -24,7 +23,7 @@ def export_litert(
     model: keras.Model,
     path: Path,
     *,
-    quantize: Literal["float16", "dynamic"] | None = None,
+    quantize: LiteRTQuantization | None = None,
     input_signature: Structure[keras.InputSpec | tf.TensorSpec] | None = None,
 ) -> None:
     """Writes the model as a LiteRT file, after checking it, and returns nothing.

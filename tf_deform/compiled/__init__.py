@@ -22,7 +22,7 @@ from tf_deform.compiled.choice import (
     use_implementation,
 )
 from tf_deform.compiled.gradients import portable
-from tf_deform.compiled.tracing import in_save_context
+from tf_deform.compiled.tracing import in_save_context, traced_for_export
 
 __all__ = [
     "chosen",
@@ -33,6 +33,7 @@ __all__ = [
     "set_implementation",
     "stays_on_cpu",
     "supports_jit",
+    "traced_for_export",
     "traced_with",
     "use_implementation",
     "weighted_sample",

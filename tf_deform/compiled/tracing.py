@@ -26,10 +26,12 @@ _OURS_TO_RUN = ("tensorflow.", "keras.src.", "tf_deform.")  # tf.data, symbolic 
 
 
 def traced_for_export():
-    """Returns whether an exporter traces, or somebody who wants a concrete function has it traced.
+    """Returns whether a model is saved, an exporter traces, or somebody wants a concrete function.
 
     Who wants one must be neither TensorFlow nor Keras, which run theirs.
     """
+    if in_save_context():
+        return True
     if tf.executing_eagerly():
         return False
     frame: types.FrameType | None = inspect.currentframe()
