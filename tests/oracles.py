@@ -182,6 +182,61 @@ def integrate_velocity(velocity, *, steps=7):
     return displacement
 
 
+def compose_flows(first, second):
+    """Returns [B, *space, rank]: second(p) + first(p + second(p)) at every pixel p."""
+    result = _float64(second).copy()
+    for b, *pixel in np.ndindex(*result.shape[:-1]):
+        way = result[(b, *pixel)]
+        result[(b, *pixel)] = way + linear_sample(first[b], pixel + way, "border")
+    return result
+
+
+def invert_flow(flow, *, steps=20):
+    """Returns (inverse [B, *space, rank], residual [B, *space]): u = -flow(p + u), from u = 0."""
+    flow = _float64(flow)
+    inverse, residual = np.zeros(flow.shape), np.zeros(flow.shape[:-1])
+    for b, *pixel in np.ndindex(*residual.shape):
+        way = np.zeros(flow.shape[-1])
+        for _ in range(steps):
+            way = -linear_sample(flow[b], pixel + way, "border")
+        missed = way + linear_sample(flow[b], pixel + way, "border")
+        inverse[(b, *pixel)], residual[(b, *pixel)] = way, math.hypot(*missed)
+    return inverse, residual
+
+
+def resize_flow(flow, size):
+    """Returns [B, *size, rank]: a pixel spans new/old of an old one, and so do the vectors."""
+    flow = _float64(flow)
+    ratio = np.array(size) / flow.shape[1:-1]
+    result = np.zeros((len(flow), *size, flow.shape[-1]))
+    for b, *pixel in np.ndindex(*result.shape[:-1]):
+        point = (np.array(pixel) + 0.5) / ratio - 0.5
+        result[(b, *pixel)] = ratio * linear_sample(flow[b], point, "border")
+    return result
+
+
+def jacobian_determinant(flow):
+    """Returns [B, *space], the determinant of p + flow(p) by differences of the pixels beside p."""
+    flow = _float64(flow)
+    space, result = flow.shape[1:-1], np.zeros(flow.shape[:-1])
+    for b, *pixel in np.ndindex(*result.shape):
+        matrix = np.eye(len(space))
+        for axis, size in enumerate(space):
+            above, below = list(pixel), list(pixel)
+            above[axis] = min(pixel[axis] + 1, size - 1)
+            below[axis] = max(pixel[axis] - 1, 0)
+            if size > 1:
+                slope = flow[(b, *above)] - flow[(b, *below)]
+                matrix[:, axis] += slope / (above[axis] - below[axis])
+        result[(b, *pixel)] = np.linalg.det(matrix)
+    return result
+
+
+def warp_points(points, flow):
+    """Returns [B, ..., rank]: points [B, ..., rank] plus the flow [B, *space, rank] at them."""
+    return _float64(points) + sample(flow, points, padding_mode="border")
+
+
 # Deformable convolution
 
 
@@ -525,6 +580,42 @@ def _normalised(index, output_size, align_corners):
         else:
             coordinates.append(2 * i / (n - 1) - 1 if n > 1 else 0.0)
     return coordinates[::-1]
+
+
+# Losses of registration
+
+
+def normalized_cross_correlation(one, other, *, window=9, epsilon=1e-5):
+    """Returns [B]: 1 minus the mean over windows and channels of the squared correlation.
+
+    one, other [B, *space, C]. A window lies about each pixel, and has the pixels that exist.
+    """
+    one, other = _float64(one), _float64(other)
+    reach = (_per_axis(window, one.ndim - 2) - 1) // 2
+    squares = np.zeros(one.shape)
+    for b, *pixel, c in np.ndindex(*one.shape):
+        near = tuple(slice(max(p - r, 0), p + r + 1) for p, r in zip(pixel, reach, strict=True))
+        x, y = one[(b, *near, c)], other[(b, *near, c)]
+        x, y = x - np.mean(x), y - np.mean(y)
+        powers = (np.mean(x**2) + epsilon) * (np.mean(y**2) + epsilon)
+        squares[(b, *pixel, c)] = np.mean(x * y) ** 2 / powers
+    return 1 - squares.mean(axis=tuple(range(1, one.ndim)))
+
+
+def flow_smoothness(flow, *, penalty="l2"):
+    """Returns [B]: the mean over axes of the mean |difference| or its square between neighbours."""
+    flow = _float64(flow)
+    power = {"l1": 1, "l2": 2}[penalty]
+    means = np.zeros((len(flow), flow.ndim - 2))
+    for b, axis in np.ndindex(*means.shape):
+        terms = []
+        for pixel in np.ndindex(*flow.shape[1:-1]):
+            beyond = list(pixel)
+            beyond[axis] += 1
+            if beyond[axis] < flow.shape[axis + 1]:
+                terms.extend(np.abs(flow[(b, *beyond)] - flow[(b, *pixel)]) ** power)
+        means[b, axis] = np.mean(terms) if terms else 0.0
+    return means.mean(axis=1)
 
 
 # Gradients and shared helpers

@@ -31,6 +31,11 @@ PaddingMode: TypeAlias = Literal["zeros", "border", "reflection"]
 Transformation: TypeAlias = Literal[
     "translation", "attention", "similarity", "affine", "projective", "thin_plate_spline"
 ]
+Penalty: TypeAlias = Literal["l1", "l2"]
+# Of a keras.losses.Loss.
+Reduction: TypeAlias = (
+    Literal["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none"] | None
+)
 BoundingBoxFormat: TypeAlias = Literal[
     "xyxy",
     "yxyx",

@@ -90,24 +90,30 @@ def integrate_velocity(velocity: Tensor, *, steps: int = 7) -> Tensor:
         >>> integrate_velocity(velocity)[0, 2, 3].numpy().tolist()  # a constant one just moves
         [0.5, -2.0]
     """
-    velocity = validation.floating("velocity", velocity)
-    rank = (velocity.shape.rank or 0) - 2
-    if rank not in (1, 2, 3) or velocity.shape[-1] != rank:
-        raise ValueError(
-            "velocity must have shape [batch, *space, rank] with rank 1 to 3 and as many spatial "
-            f"axes, received {velocity.shape}"
-        )
+    displacement = field("velocity", velocity)
     validation.at_least(0, steps=steps)
-    displacement = _float32_or_wider(velocity) * 2.0**-steps
+    displacement *= 2.0**-steps
     for _ in range(steps):
         displacement += warped(displacement, displacement, "bilinear", "border")
     return displacement
 
 
+def field(name, vectors):
+    """Returns vectors `[batch, *space, rank]` in float32 or wider. Raises unless they are such."""
+    vectors = validation.floating(name, vectors)
+    rank = (vectors.shape.rank or 0) - 2
+    if rank not in (1, 2, 3) or vectors.shape[-1] != rank:
+        raise ValueError(
+            f"{name} must have shape [batch, *space, rank] with rank 1 to 3 and as many spatial "
+            f"axes, received {vectors.shape}"
+        )
+    return float32_or_wider(vectors)
+
+
 def warped(inputs, flow, interpolation, padding_mode):
     """Returns `warp`, its tensors unchecked."""
     batch, *space, channels = validation.sizes(inputs)
-    flow = _float32_or_wider(flow)
+    flow = float32_or_wider(flow)
     axes = []
     for axis, size in enumerate(space):
         index = tf.reshape(tf.range(size), [-1, *[1] * (len(space) - 1 - axis)])
@@ -117,5 +123,6 @@ def warped(inputs, flow, interpolation, padding_mode):
     return tf.reshape(out, [batch, *space, channels])
 
 
-def _float32_or_wider(tensor):
+def float32_or_wider(tensor):
+    """Returns the tensor in float64 if it is, else in float32."""
     return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
