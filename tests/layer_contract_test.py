@@ -241,6 +241,18 @@ CASES = {
         (FEATURES,),
         ((None, None, None, 4),),
     ),
+    "SpatialTransformer, control points given": Case(
+        "SpatialTransformer",
+        lambda: {
+            "localization": pooling_localization(),
+            "transformation": "thin_plate_spline",
+            "output_size": 4,
+            "padding_mode": "border",
+            "control_points": [[-0.9, -1.0], [0.1, -0.9], [1.0, -1.0], [-1.0, 1.0], [0.8, 0.9]],
+        },
+        (FEATURES,),
+        ((None, None, None, 4),),
+    ),
     "SpatialTransformer, parameters given": Case(
         "SpatialTransformer",
         lambda: {"localization": None, "transformation": "projective"},

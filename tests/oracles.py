@@ -541,11 +541,14 @@ def thin_plate_spline_grid(
 ):
     """Returns the thin plate spline through control point i -> control point i + displacement i.
 
-    displacements [B, rows * cols, (x, y)]; control_points (rows, cols), a regular grid on [-1, 1].
+    displacements [B, n, (x, y)]; control_points [n, 2] as (x, y), or (rows, cols): a regular grid
+    on [-1, 1], row by row.
     """
     displacements = _float64(displacements)
-    rows, cols = control_points
-    controls = [(x, y) for y in np.linspace(-1, 1, rows) for x in np.linspace(-1, 1, cols)]
+    controls = control_points
+    if np.ndim(control_points) == 1:
+        rows, cols = control_points
+        controls = [(x, y) for y in np.linspace(-1, 1, rows) for x in np.linspace(-1, 1, cols)]
     n = len(controls)
     system = np.zeros((n + 3, n + 3))  # [[K, P], [P^T, 0]]
     for i, control in enumerate(controls):

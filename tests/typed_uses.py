@@ -21,6 +21,9 @@ def sampling() -> None:
     grid = tfd.ops.affine_grid(tf.eye(2, 3)[None], (4, tf.constant(5)), align_corners=True)
     grid = tfd.ops.projective_grid(tf.eye(3)[None], [4, 5])
     grid = tfd.ops.thin_plate_spline_grid(tf.zeros([1, 9, 2]), (4, 5), control_points=3)
+    edges = [[x, y] for y in (-1, 1) for x in (-1, 0, 1)]
+    tfd.ops.thin_plate_spline_grid(tf.zeros([1, 6, 2]), (4, 5), control_points=np.array(edges))
+    tfd.ops.thin_plate_spline_grid(IMAGES, (4, 5), control_points="4")  # type: ignore[arg-type]
     tfd.ops.grid_sample(IMAGES, grid, interpolation="bicubic", padding_mode="border")
     tfd.ops.sample(keras.Input((9, 7, 3)), grid, interpolation="nearest")
     tfd.ops.weighted_sample(IMAGES, grid, weights=None, image_index=INDEX)
@@ -104,6 +107,9 @@ def other_layers() -> None:
     attention = tfd.layers.MultiScaleDeformableAttention(8, 4, num_points=2)
     attention.sampling_weights(IMAGES)
     tfd.layers.SpatialTransformer(output_size=32, transformation="similarity")
+    tfd.layers.SpatialTransformer(
+        None, "thin_plate_spline", control_points=[(0, 1), (1, 0), (1, 1)]
+    )
     tfd.layers.GridSample(padding_mode="border")(IMAGES, BOXES)
     tfd.layers.DenseImageWarp(interpolation="nearest")
     tfd.layers.VelocityIntegration(5, name="flow")(IMAGES)

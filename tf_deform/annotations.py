@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
+import numpy as np
+
 _Leaf = TypeVar("_Leaf")
 
 # Whatever keras.ops takes: tensors of TensorFlow, Keras's variables and KerasTensors, NumPy arrays.
@@ -21,6 +23,9 @@ Shape: TypeAlias = Sequence[int | None]
 
 # One number for all spatial axes, or one an axis.
 PerAxis: TypeAlias = int | Sequence[int]
+
+# Of a thin plate spline: (rows, columns) of a regular grid, or places (x, y).
+ControlPoints: TypeAlias = PerAxis | Sequence[Sequence[float]] | np.ndarray
 
 # The names that keras.layers takes, an int, or one (before, after) pair an axis.
 Padding: TypeAlias = Literal["valid", "same", "causal"] | int | Sequence[tuple[int, int]]
