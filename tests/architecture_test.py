@@ -33,6 +33,7 @@ TOOLS = {
     "OffsetMonitor": tfd.callbacks.OffsetMonitor,
     **{name: getattr(tfd.visualization, name) for name in tfd.visualization.__all__},
     **{name: getattr(tfd.boxes, name) for name in tfd.boxes.__all__},
+    **{name: getattr(tfd.losses, name) for name in tfd.losses.__all__},
     "deformable": tfd.deformable,
     "export_litert": tfd.export_litert,
     "export_onnx": tfd.export_onnx,
@@ -56,7 +57,7 @@ compiled
 ops.validation ops.symbolic
 ops.gathering
 ops.sampling
-ops.bins ops.deformable_conv
+ops.bins ops.deformable_conv ops.displacement
 ops.regions
 ops.*
 ops
@@ -65,7 +66,7 @@ layers.base
 layers.lora layers.offset_training layers.projections layers.regions
 layers.convolution
 layers.*
-layers addons boxes drawing
+layers addons boxes drawing losses
 convolutions visualization
 backbone callbacks convert export onnx_writers
 export_check
@@ -243,6 +244,11 @@ thin_plate_spline_grid(displacements, output_size, *, control_points=(4, 4), ali
 grid_sample(inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False)
 warp(inputs, flow, *, interpolation="bilinear", padding_mode="border")
 integrate_velocity(velocity, *, steps=7)
+compose_flows(first, second)
+invert_flow(flow, *, steps=20)
+resize_flow(flow, size)
+jacobian_determinant(flow)
+warp_points(points, flow)
 
 RoIAlign(output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True,
     bounding_box_format="xyxy")
@@ -265,6 +271,7 @@ SpatialTransformer(localization=None, transformation="affine", output_size=None,
     interpolation="bilinear", padding_mode="zeros", align_corners=False, control_points=(4, 4))
 GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=False)
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
+VelocityIntegration(steps=7)
 
 deformable(model, layers=None, *, train_offsets=True, verbose=True, **options)
 export_litert(model, path, *, quantize=None, input_signature=None)
@@ -277,6 +284,9 @@ load_mmcv(layer, weights, prefix="")
 load_dcn(layer, weights, prefix="")
 read(path)
 pad(boxes, size=None)
+NormalizedCrossCorrelation(window=9, *, epsilon=1e-5, reduction="sum_over_batch_size",
+    name="normalized_cross_correlation", dtype=None)
+FlowSmoothness(penalty="l2", *, reduction="sum_over_batch_size", name="flow_smoothness", dtype=None)
 OffsetMonitor(inputs, *, log_dir="logs", pictures=0)
 plot_taps(image, layer, inputs=None, *, pixel, ax=None)
 plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None)
@@ -310,6 +320,7 @@ CALLS = {
     "SpatialTransformer": "(self, inputs, parameters=None)",
     "GridSample": "(self, inputs, grid)",
     "DenseImageWarp": "(self, inputs, flow)",
+    "VelocityIntegration": "(self, velocity)",
 }
 
 
@@ -362,9 +373,9 @@ def test_layers_say_where_they_sample_given_what_the_call_is(name):
 def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
-    modules = {"addons", "boxes", "callbacks", "convert", "layers", "ops", "visualization"}
+    modules = {"addons", "boxes", "callbacks", "convert", "layers", "losses", "ops"}
     tools = {"deformable", "export_litert", "export_onnx", "export_saved_model"}
-    assert set(tfd.__all__) == {*modules, *tools, *SWITCH}
+    assert set(tfd.__all__) == {*modules, "visualization", *tools, *SWITCH}
 
 
 # Documentation

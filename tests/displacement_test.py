@@ -118,6 +118,8 @@ def test_integration_is_scaling_and_squaring(steps, rank, rng):
     expected = oracles.integrate_velocity(velocity, steps=steps)
     actual = tfd.ops.integrate_velocity(velocity, steps=steps)
     assert relative_error(actual, expected) < TOLERANCE["float64"]
+    layer = tfd.layers.VelocityIntegration(steps, dtype="float64")
+    assert relative_error(layer(velocity), expected) < TOLERANCE["float64"]
 
 
 @RANKS

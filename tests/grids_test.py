@@ -153,6 +153,59 @@ def test_splines_of_any_number_of_control_points_equal_the_oracle(rng, control_p
     assert relative_error(actual, expected) < TOLERANCE["float64"]
 
 
+EDGES = np.array([[x, y] for y in (-1, 1) for x in np.linspace(-1, 1, 5)])
+
+
+@pytest.mark.parametrize("align_corners", (False, True))
+@pytest.mark.parametrize(
+    "points", (EDGES, [[0, 0], [1, 0.5], [-0.3, 0.9]], "scattered"), ids=("edges", "three", "more")
+)
+def test_splines_of_control_points_anywhere_equal_the_oracle(points, align_corners, rng):
+    points = rng.uniform(-1.2, 1.2, (7, 2)) if isinstance(points, str) else points
+    displacements = 0.3 * rng.normal(size=(2, len(points), 2))
+    options = {"control_points": points, "align_corners": align_corners}
+    actual = ops.thin_plate_spline_grid(displacements, (3, 4), **options)
+    expected = oracles.thin_plate_spline_grid(displacements, (3, 4), **options)
+    assert relative_error(actual, expected) < TOLERANCE["float64"]
+
+
+def test_control_points_on_the_regular_grid_are_those_of_its_size(rng):
+    displacements = 0.3 * rng.normal(size=(2, 6, 2))
+    places = [[x, y] for y in (-1, 1) for x in (-1, 0, 1)]
+    np.testing.assert_array_equal(
+        ops.thin_plate_spline_grid(displacements, (5, 4), control_points=places),
+        ops.thin_plate_spline_grid(displacements, (5, 4), control_points=(2, 3)),
+    )
+
+
+def test_two_rows_of_places_unroll_what_lies_between_them():
+    """Points of the upper and lower edge that lie on two arcs: the edges are sampled from them."""
+    bent = EDGES.copy()
+    bent[:, 1] += 0.3 * EDGES[:, 0] ** 2
+    grid = ops.thin_plate_spline_grid(
+        (bent - EDGES)[None], (3, 5), control_points=EDGES, align_corners=True
+    )
+    np.testing.assert_allclose(grid[0, ::2].numpy().reshape(-1, 2), bent, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    (
+        ([[0, 0], [1, 0], [0, 1], [1, 0]], r"distinct .*, received .* 1e\+10 is solved: \[\[0"),
+        ([[0, 0], [1, 0], [0, 1], [1, 1e-7]], r"distinct and not all on one line, received"),
+        ([[0, 0], [0.5, 0.5], [1, 1], [-1, -1]], r"distinct and not all on one line, received"),
+        ([[0, 0], [1, 1]], r"an int, 2 ints or at least 3 finite points \[n, 2\], received"),
+        ([[0, 0], [1, np.nan], [1, 1]], r"an int, 2 ints or at least 3 finite points"),
+        ([[0, 0], [1], [1, 1]], r"an int, 2 ints or at least 3 finite points"),
+        (np.zeros((4, 3)), r"an int, 2 ints or at least 3 finite points"),
+        ([(0, 1), 2], r"an int, 2 ints or at least 3 finite points"),
+    ),
+)
+def test_control_points_that_determine_no_spline_are_refused(points, message):
+    with pytest.raises(ValueError, match=f"control_points must be {message}"):
+        ops.thin_plate_spline_grid(np.zeros((1, 4, 2)), (3, 4), control_points=points)
+
+
 @pytest.mark.parametrize("align_corners", CONVENTIONS)
 def test_a_spline_moves_each_control_point_by_its_displacement(rng, align_corners):
     """With centres at -1 and 1, a grid of the control points' size lies on them."""

@@ -16,6 +16,7 @@ from conftest import KERAS
 from layer_contract_test import (
     ALL,
     CASES,
+    WIDE,
     arguments_of,
     is_shape,
     make,
@@ -49,6 +50,7 @@ def test_keras_own_test_of_layers_passes(key):
         expected_output_shape=tuple(make(case)(*arguments_of(case)).shape),
         # With several inputs it hands a dictionary to one argument.
         run_training_check=single,
+        run_mixed_precision_check=case.layer not in WIDE,
     )
 
 

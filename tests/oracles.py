@@ -541,11 +541,14 @@ def thin_plate_spline_grid(
 ):
     """Returns the thin plate spline through control point i -> control point i + displacement i.
 
-    displacements [B, rows * cols, (x, y)]; control_points (rows, cols), a regular grid on [-1, 1].
+    displacements [B, n, (x, y)]; control_points [n, 2] as (x, y), or (rows, cols): a regular grid
+    on [-1, 1], row by row.
     """
     displacements = _float64(displacements)
-    rows, cols = control_points
-    controls = [(x, y) for y in np.linspace(-1, 1, rows) for x in np.linspace(-1, 1, cols)]
+    controls = control_points
+    if np.ndim(control_points) == 1:
+        rows, cols = control_points
+        controls = [(x, y) for y in np.linspace(-1, 1, rows) for x in np.linspace(-1, 1, cols)]
     n = len(controls)
     system = np.zeros((n + 3, n + 3))  # [[K, P], [P^T, 0]]
     for i, control in enumerate(controls):
@@ -580,6 +583,42 @@ def _normalised(index, output_size, align_corners):
         else:
             coordinates.append(2 * i / (n - 1) - 1 if n > 1 else 0.0)
     return coordinates[::-1]
+
+
+# Losses of registration
+
+
+def normalized_cross_correlation(one, other, *, window=9, epsilon=1e-5):
+    """Returns [B]: 1 minus the mean over windows and channels of the squared correlation.
+
+    one, other [B, *space, C]. A window lies about each pixel, and has the pixels that exist.
+    """
+    one, other = _float64(one), _float64(other)
+    reach = (_per_axis(window, one.ndim - 2) - 1) // 2
+    squares = np.zeros(one.shape)
+    for b, *pixel, c in np.ndindex(*one.shape):
+        near = tuple(slice(max(p - r, 0), p + r + 1) for p, r in zip(pixel, reach, strict=True))
+        x, y = one[(b, *near, c)], other[(b, *near, c)]
+        x, y = x - np.mean(x), y - np.mean(y)
+        powers = (np.mean(x**2) + epsilon) * (np.mean(y**2) + epsilon)
+        squares[(b, *pixel, c)] = np.mean(x * y) ** 2 / powers
+    return 1 - squares.mean(axis=tuple(range(1, one.ndim)))
+
+
+def flow_smoothness(flow, *, penalty="l2"):
+    """Returns [B]: the mean over axes of the mean |difference| or its square between neighbours."""
+    flow = _float64(flow)
+    power = {"l1": 1, "l2": 2}[penalty]
+    means = np.zeros((len(flow), flow.ndim - 2))
+    for b, axis in np.ndindex(*means.shape):
+        terms = []
+        for pixel in np.ndindex(*flow.shape[1:-1]):
+            beyond = list(pixel)
+            beyond[axis] += 1
+            if beyond[axis] < flow.shape[axis + 1]:
+                terms.extend(np.abs(flow[(b, *beyond)] - flow[(b, *pixel)]) ** power)
+        means[b, axis] = np.mean(terms) if terms else 0.0
+    return means.mean(axis=1)
 
 
 # Gradients and shared helpers

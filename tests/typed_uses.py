@@ -21,6 +21,9 @@ def sampling() -> None:
     grid = tfd.ops.affine_grid(tf.eye(2, 3)[None], (4, tf.constant(5)), align_corners=True)
     grid = tfd.ops.projective_grid(tf.eye(3)[None], [4, 5])
     grid = tfd.ops.thin_plate_spline_grid(tf.zeros([1, 9, 2]), (4, 5), control_points=3)
+    edges = [[x, y] for y in (-1, 1) for x in (-1, 0, 1)]
+    tfd.ops.thin_plate_spline_grid(tf.zeros([1, 6, 2]), (4, 5), control_points=np.array(edges))
+    tfd.ops.thin_plate_spline_grid(IMAGES, (4, 5), control_points="4")  # type: ignore[arg-type]
     tfd.ops.grid_sample(IMAGES, grid, interpolation="bicubic", padding_mode="border")
     tfd.ops.sample(keras.Input((9, 7, 3)), grid, interpolation="nearest")
     tfd.ops.weighted_sample(IMAGES, grid, weights=None, image_index=INDEX)
@@ -34,6 +37,18 @@ def sampling() -> None:
     tfd.ops.integrate_velocity(IMAGES, steps=0.5)  # type: ignore[arg-type]
     tfd.ops.weighted_sample(IMAGES, grid, groups=2)  # type: ignore[call-arg]
     tfd.ops.warp(IMAGES, grid, interpolation="cubic")  # type: ignore[arg-type]
+
+
+def flows() -> None:
+    inverse, residual = tfd.ops.invert_flow(IMAGES, steps=5)
+    flow = tfd.ops.compose_flows(inverse, keras.Input((9, 7, 2)))
+    tfd.ops.warp_points(residual, tfd.ops.resize_flow(flow, (4, tf.constant(5))))
+    tfd.ops.jacobian_determinant(flow)
+    tfd.ops.invert_flow(IMAGES, steps=0.5)  # type: ignore[arg-type]
+    tfd.ops.compose_flows(flow)  # type: ignore[call-arg]
+    tfd.ops.resize_flow(flow, 4)  # type: ignore[arg-type]
+    tfd.ops.jacobian_determinant(flow, "forward")  # type: ignore[call-arg]
+    tfd.ops.warp_points(points=flow)  # type: ignore[call-arg]
 
 
 def convolutions() -> None:
@@ -92,8 +107,12 @@ def other_layers() -> None:
     attention = tfd.layers.MultiScaleDeformableAttention(8, 4, num_points=2)
     attention.sampling_weights(IMAGES)
     tfd.layers.SpatialTransformer(output_size=32, transformation="similarity")
+    tfd.layers.SpatialTransformer(
+        None, "thin_plate_spline", control_points=[(0, 1), (1, 0), (1, 1)]
+    )
     tfd.layers.GridSample(padding_mode="border")(IMAGES, BOXES)
     tfd.layers.DenseImageWarp(interpolation="nearest")
+    tfd.layers.VelocityIntegration(5, name="flow")(IMAGES)
     tfd.layers.RoIAlign(7, bounding_box_format="yx")  # type: ignore[arg-type]
     tfd.layers.MultiScaleRoIAlign(7)  # type: ignore[call-arg]
     tfd.layers.PSRoIAlign(3)  # type: ignore[call-arg]
@@ -103,6 +122,7 @@ def other_layers() -> None:
     tfd.layers.SpatialTransformer(None, "rotation")  # type: ignore[arg-type]
     tfd.layers.GridSample("nearest")  # type: ignore[call-arg]
     tfd.layers.DenseImageWarp(interpolation="cubic")  # type: ignore[arg-type]
+    tfd.layers.VelocityIntegration(0.5)  # type: ignore[arg-type]
 
 
 def addons() -> None:
@@ -137,6 +157,15 @@ def weights(layer: keras.Layer, path: pathlib.Path) -> None:
 def boxes() -> None:
     tfd.boxes.pad([BOXES, []], size=5)
     tfd.boxes.pad(BOXES, "5")  # type: ignore[arg-type]
+
+
+def losses(model: keras.Model) -> None:
+    alike = tfd.losses.NormalizedCrossCorrelation((9, 9, 5), epsilon=1e-4, reduction="sum")
+    smooth = tfd.losses.FlowSmoothness("l1", name="smooth", dtype="float64")
+    model.compile(loss=[alike, smooth], loss_weights=[1, 0.1])
+    tfd.losses.NormalizedCrossCorrelation("9")  # type: ignore[arg-type]
+    tfd.losses.NormalizedCrossCorrelation(reduction="average")  # type: ignore[arg-type]
+    tfd.losses.FlowSmoothness("l3")  # type: ignore[arg-type]
 
 
 def tools(model: keras.Model, folder: pathlib.Path) -> None:

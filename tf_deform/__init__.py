@@ -17,7 +17,7 @@ if keras.config.backend() != "tensorflow":
         f"{keras.config.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow"
     )
 
-from tf_deform import addons, boxes, callbacks, convert, layers, ops, visualization
+from tf_deform import addons, boxes, callbacks, convert, layers, losses, ops, visualization
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 from tf_deform.export import export_saved_model
@@ -37,6 +37,7 @@ __all__ = [
     "export_onnx",
     "export_saved_model",
     "layers",
+    "losses",
     "ops",
     "set_implementation",
     "use_implementation",

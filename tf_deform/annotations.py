@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
+import numpy as np
+
 _Leaf = TypeVar("_Leaf")
 
 # Whatever keras.ops takes: tensors of TensorFlow, Keras's variables and KerasTensors, NumPy arrays.
@@ -22,6 +24,9 @@ Shape: TypeAlias = Sequence[int | None]
 # One number for all spatial axes, or one an axis.
 PerAxis: TypeAlias = int | Sequence[int]
 
+# Of a thin plate spline: (rows, columns) of a regular grid, or places (x, y).
+ControlPoints: TypeAlias = PerAxis | Sequence[Sequence[float]] | np.ndarray
+
 # The names that keras.layers takes, an int, or one (before, after) pair an axis.
 Padding: TypeAlias = Literal["valid", "same", "causal"] | int | Sequence[tuple[int, int]]
 DataFormat: TypeAlias = Literal["channels_last", "channels_first"]
@@ -31,6 +36,11 @@ PaddingMode: TypeAlias = Literal["zeros", "border", "reflection"]
 Transformation: TypeAlias = Literal[
     "translation", "attention", "similarity", "affine", "projective", "thin_plate_spline"
 ]
+Penalty: TypeAlias = Literal["l1", "l2"]
+# Of a keras.losses.Loss.
+Reduction: TypeAlias = (
+    Literal["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none"] | None
+)
 BoundingBoxFormat: TypeAlias = Literal[
     "xyxy",
     "yxyx",

@@ -11,6 +11,7 @@ from tf_deform.layers.deformable_roi_pooling import DeformablePSRoIPooling, Defo
 from tf_deform.layers.dense_image_warp import DenseImageWarp
 from tf_deform.layers.roi_pooling import MultiScaleRoIAlign, PSRoIAlign, RoIAlign
 from tf_deform.layers.spatial_transformer import GridSample, SpatialTransformer
+from tf_deform.layers.velocity_integration import VelocityIntegration
 
 __all__ = [
     "DCNv3",
@@ -27,6 +28,7 @@ __all__ = [
     "PSRoIAlign",
     "RoIAlign",
     "SpatialTransformer",
+    "VelocityIntegration",
 ]
 
 

@@ -10,7 +10,15 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
-from tf_deform.annotations import Interpolation, PaddingMode, PerAxis, Shape, Tensor, Transformation
+from tf_deform.annotations import (
+    ControlPoints,
+    Interpolation,
+    PaddingMode,
+    PerAxis,
+    Shape,
+    Tensor,
+    Transformation,
+)
 from tf_deform.layers.base import Dense, Layer
 from tf_deform.ops import grids, validation
 from tf_deform.ops.sampling import INTERPOLATIONS, PADDING_MODES
@@ -97,10 +105,13 @@ class SpatialTransformer(_Sampler):
             "similarity": (scale, angle in radians, x, y);
             "affine": 2 x 3 row by row, in 3-D 3 x 4;
             "projective": 3 x 3 row by row, the first 8, the last being 1;
-            "thin_plate_spline": a displacement (x, y) for each control point, row by row.
+            "thin_plate_spline": a displacement (x, y) for each control point, in their order.
         output_size: int, (height, width) or (depth, height, width); None: the inputs' own.
         interpolation: "bilinear", "nearest" (does not train the localisation) or "bicubic" (2-D).
-        control_points: (rows, columns) of the thin plate spline.
+        control_points: of the thin plate spline: int or (rows, columns) of a regular grid from -1
+            to 1, row by row; or their normalised places (x, y) in the output, `[n, 2]`, as two rows
+            along the upper and the lower edge for a line of text. There are at least 3, not all on
+            one line and no two at one place.
 
     Call arguments:
         inputs: `[batch, height, width, channels]` or `[batch, depth, height, width, channels]`.
@@ -129,7 +140,7 @@ class SpatialTransformer(_Sampler):
         interpolation: Interpolation = "bilinear",
         padding_mode: PaddingMode = "zeros",
         align_corners: bool = False,
-        control_points: PerAxis = (4, 4),
+        control_points: ControlPoints = (4, 4),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -154,7 +165,7 @@ class SpatialTransformer(_Sampler):
             validation.output_size(size, (2, 3), minimum=1)
             size = tuple(size)
         self.output_size = size
-        self.control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
+        self.control_points = grids.checked_control_points(control_points)
 
     def build(self, inputs_shape: Shape, parameters_shape: Shape | None = None) -> None:
         rank = len(inputs_shape) - 2
@@ -256,7 +267,10 @@ class SpatialTransformer(_Sampler):
 
     def get_config(self) -> dict[str, Any]:
         localization = keras.saving.serialize_keras_object(self.localization)
-        return {**super().get_config(), "localization": localization}
+        config = {**super().get_config(), "localization": localization}
+        if not validation.is_integers(self.control_points):
+            config["control_points"] = [list(each) for each in self.control_points]
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SpatialTransformer:
@@ -277,7 +291,7 @@ class SpatialTransformer(_Sampler):
     def _identity(self, rank):
         """Returns the parameters of the identity, for inputs with `rank` spatial axes."""
         if self.transformation == "thin_plate_spline":
-            return [0.0] * (2 * math.prod(self.control_points))
+            return [0.0] * (2 * grids.control_count(self.control_points))
         if self.transformation in ("affine", "projective"):
             columns = rank + 1
             entries = columns * rank + (2 if self.transformation == "projective" else 0)
@@ -292,7 +306,8 @@ class SpatialTransformer(_Sampler):
         """Returns the sampling grid, a tensor or the list of its axes."""
         batch = validation.sizes(parameters)[0]
         if self.transformation == "thin_plate_spline":
-            displacements = tf.reshape(parameters, [batch, math.prod(self.control_points), 2])
+            count = grids.control_count(self.control_points)
+            displacements = tf.reshape(parameters, [batch, count, 2])
             return grids.thin_plate_spline(
                 displacements, size, self.control_points, self.align_corners
             )

@@ -10,6 +10,13 @@ from tf_deform.ops.dcn import dcnv3, dcnv4
 from tf_deform.ops.deformable_attention import multi_scale_deformable_attention
 from tf_deform.ops.deformable_conv import deformable_conv
 from tf_deform.ops.displacement import integrate_velocity, warp
+from tf_deform.ops.flows import (
+    compose_flows,
+    invert_flow,
+    jacobian_determinant,
+    resize_flow,
+    warp_points,
+)
 from tf_deform.ops.grids import (
     affine_grid,
     grid_sample,
@@ -27,6 +34,7 @@ from tf_deform.ops.sampling import sample, weighted_sample
 
 __all__ = [
     "affine_grid",
+    "compose_flows",
     "dcnv3",
     "dcnv4",
     "deformable_conv",
@@ -34,14 +42,18 @@ __all__ = [
     "deformable_roi_pool",
     "grid_sample",
     "integrate_velocity",
+    "invert_flow",
+    "jacobian_determinant",
     "multi_scale_deformable_attention",
     "multi_scale_roi_align",
     "projective_grid",
     "ps_roi_align",
+    "resize_flow",
     "roi_align",
     "sample",
     "thin_plate_spline_grid",
     "warp",
+    "warp_points",
     "weighted_sample",
 ]
 

@@ -6,6 +6,7 @@ and 1 are the outer edges of the edge pixels, or their centres with `align_corne
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,9 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from tf_deform import compiled, onnx_ops
-from tf_deform.annotations import Interpolation, PaddingMode, PerAxis, Tensor
+from tf_deform.annotations import ControlPoints, Interpolation, PaddingMode, Tensor
 from tf_deform.ops import sampling, validation
 from tf_deform.ops.symbolic import operator
+
+# Of a thin plate spline's system: what is solved in float64 is then right to 1e-6.
+_LARGEST_CONDITION = 1e10
 
 
 @operator
@@ -81,29 +85,35 @@ def thin_plate_spline_grid(
     displacements: Tensor,
     output_size: Sequence[int | Tensor],
     *,
-    control_points: PerAxis = (4, 4),
+    control_points: ControlPoints = (4, 4),
     align_corners: bool = False,
 ) -> Tensor:
     """Returns the sampling grid `[batch, height, width, 2]` of thin plate splines.
 
-    The control points lie on a regular grid from -1 to 1, row by row; each samples the input at
-    its own place plus its displacement, and the smoothest map in between. Zero displacements give
-    the identity.
+    The control points have fixed places in the output: on a regular grid from -1 to 1, row by row,
+    or where they are said to be, as along the upper and the lower edge for a line of text. Each
+    samples the input at its own place plus its displacement, and the smoothest map in between. Zero
+    displacements give the identity.
 
     Args:
-        displacements: `[batch, rows * columns, 2]`, floating-point, normalised (x, y).
+        displacements: `[batch, control points, 2]`, floating-point, normalised (x, y).
         output_size: (height, width); ints or scalar tensors.
-        control_points: int, or (rows, columns), each at least 2.
+        control_points: int, or (rows, columns), each at least 2; or normalised places (x, y) in the
+            output, `[n, 2]` numbers known while tracing: at least 3, not all on one line, and no
+            two at one place, nor so near to it that the condition number of the spline's system
+            passes 1e10.
         align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
 
     Returns:
         Normalised (x, y) positions in float32, or float64 if the displacements are float64.
 
     Raises:
-        ValueError, TypeError: a shape or dtype that does not fit.
+        ValueError, TypeError: a shape or dtype that does not fit, or control points that
+            determine no spline.
 
     Source: Bookstein, "Principal Warps" (1989, equations 2 to 5), kernel r^2 log r, as used in
-    "Spatial Transformer Networks" (arXiv:1506.02025, section 3.2).
+    "Spatial Transformer Networks" (arXiv:1506.02025, section 3.2); two rows of points are those of
+    Shi et al., "ASTER" (2018), which predicts places in the input where this takes displacements.
 
     Example:
         >>> thin_plate_spline_grid(tf.zeros([1, 16, 2]), (1, 2)).numpy().tolist()
@@ -233,8 +243,8 @@ def thin_plate_spline(displacements, output_size, control_points, align_corners)
     """Returns `thin_plate_spline_grid` as the list of its axes."""
     validation.output_size(output_size, (2,))
     align_corners = validation.boolean("align_corners", align_corners)
-    control_points = validation.per_axis("control_points", control_points, 2, minimum=2)
-    count = math.prod(control_points)
+    control_points = checked_control_points(control_points)
+    count = control_count(control_points)
     displacements = _parameters(
         "displacements", displacements, [None, count, 2], "[batch, control points, 2]"
     )
@@ -332,15 +342,55 @@ def _spline_kernel(squared):
     return tf.where(positive, 0.5 * squared * tf.math.log(tf.where(positive, squared, 1)), 0)
 
 
+def checked_control_points(control_points):
+    """Returns (rows, columns) of a regular grid, or places ((x, y), ...). Raises unless either."""
+    if isinstance(control_points, np.ndarray):
+        places = control_points.ndim > 1
+    else:
+        places = isinstance(control_points, list | tuple) and any(
+            isinstance(each, list | tuple | np.ndarray) for each in control_points
+        )
+    if not places:
+        return validation.per_axis("control_points", control_points, 2, minimum=2)
+    try:
+        known = np.array(control_points, np.float64)
+    except (TypeError, ValueError):  # rows of different lengths, or no numbers
+        known = np.zeros(0)
+    if known.ndim != 2 or known.shape[1] != 2 or len(known) < 3 or not np.all(np.isfinite(known)):
+        raise ValueError(
+            "control_points must be an int, 2 ints or at least 3 finite points [n, 2], received "
+            f"{control_points!r}"
+        )
+    checked = tuple(map(tuple, known.tolist()))
+    _spline_system(checked)
+    return checked
+
+
+def control_count(control_points):
+    """Returns the number of control points that were checked."""
+    grid = validation.is_integers(control_points)
+    return math.prod(control_points) if grid else len(control_points)
+
+
+@functools.lru_cache
 def _spline_system(control_points):
     """Returns the control points `[n, 2]` and the matrix `[n + 3, n]` that solves for the spline.
 
     The points are fixed, so the system is inverted once, in float64 and outside the graph.
     """
-    rows, columns = (np.linspace(-1, 1, count) for count in control_points)
-    control = np.array([(x, y) for y, x in itertools.product(rows, columns)])
+    control = np.array(control_points)
+    if validation.is_integers(control_points):
+        rows, columns = (np.linspace(-1, 1, count) for count in control_points)
+        control = np.array([(x, y) for y, x in itertools.product(rows, columns)])
     squared = ((control[:, None] - control[None]) ** 2).sum(axis=-1)
     kernel = 0.5 * squared * np.log(np.where(squared > 0, squared, 1))
     affine = np.concatenate([np.ones([len(control), 1]), control], axis=1)
     system = np.block([[kernel, affine], [affine.T, np.zeros([3, 3])]])
+    condition = np.linalg.cond(system)
+    if not validation.is_integers(control_points) and not condition < _LARGEST_CONDITION:
+        raise ValueError(
+            "control_points must be distinct and not all on one line, received points whose system "
+            f"has the condition number {condition:.1e}, at most {_LARGEST_CONDITION:.0e} is "
+            f"solved: {control.tolist()}"
+        )
     return control, np.linalg.inv(system)[:, : len(control)]

@@ -123,7 +123,7 @@ def at_least(minimum, **values):
             raise ValueError(f"{name} must be an int of at least {minimum}, received {value!r}")
 
 
-def output_size(size, ranks, minimum=0):
+def output_size(size, ranks, minimum=0, name="output_size"):
     """Raises ValueError unless `size` is a sequence of sizes: ints, or scalar integer tensors."""
     sizes = list(size) if isinstance(size, list | tuple | tf.TensorShape) else []
     good = [
@@ -133,7 +133,7 @@ def output_size(size, ranks, minimum=0):
     if not all(good) or len(sizes) not in ranks:
         wanted = " or ".join(map(str, ranks))
         raise ValueError(
-            f"output_size must have {wanted} sizes of at least {minimum}, received {size!r}"
+            f"{name} must have {wanted} sizes of at least {minimum}, received {size!r}"
         )
 
 
