@@ -4,7 +4,7 @@ import pytest
 
 
 class Progress:
-    """Prints the names of files with the share of tests that are done, in place of dots."""
+    """Prints the names of files with the share of tests that are done, and what failed."""
 
     def __init__(self, config):
         self.config = config
@@ -19,6 +19,8 @@ class Progress:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report):
+        if report.failed:  # a line of its own, at once
+            return "error" if report.when != "call" else "failed", f"\nFAILED {report.nodeid}\n", ""
         if report.passed:
             return report.outcome if report.when == "call" else "", "", ""
 
