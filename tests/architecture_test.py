@@ -64,9 +64,9 @@ layers.base
 layers.lora layers.offset_training layers.projections layers.regions
 layers.convolution
 layers.*
-layers addons boxes drawing
-convolutions visualization
-backbone callbacks convert export
+layers addons.arguments boxes drawing
+addons.* convolutions visualization
+addons backbone callbacks convert export
 onnx_export building
 .
 __main__
