@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import tensorflow as tf
 
-from tf_deform.addons.arguments import same_dtype, to_rank, to_rank_4
+from tf_deform.addons.arguments import same_dtype, to_rank, to_rank_4, traceable
 from tf_deform.annotations import Indexing, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.displacement import warped
@@ -17,6 +17,7 @@ from tf_deform.ops.splines import polyharmonic_spline
 from tf_deform.ops.symbolic import operator
 
 
+@traceable
 @operator
 def resampler(data: Tensor, warp: Tensor, name: str | None = None) -> Tensor:
     """Returns `[batch, ..., channels]`: bilinear samples of the data at (x, y) positions.
@@ -48,9 +49,11 @@ def resampler(data: Tensor, warp: Tensor, name: str | None = None) -> Tensor:
         warp = validation.shaped(
             "warp", warp, [validation.sizes(data)[0], *inner, 2], "[batch, ..., 2]"
         )
+        warp = tf.ensure_shape(warp, [*[None] * (warp.shape.rank - 1), 2])
         return sample(data, tf.reverse(warp, axis=[-1]))
 
 
+@traceable
 @operator
 def interpolate_bilinear(
     grid: Tensor, query_points: Tensor, indexing: Indexing = "ij", name: str | None = None
@@ -87,10 +90,12 @@ def interpolate_bilinear(
             [validation.sizes(grid)[0], None, 2],
             "[batch, n, 2]",
         )
+        points = tf.ensure_shape(points, [None, None, 2])
         points = tf.reverse(points, axis=[-1]) if indexing == "xy" else points
         return sample(grid, points, padding_mode="border")
 
 
+@traceable
 @operator
 def dense_image_warp(image: Tensor, flow: Tensor, name: str | None = None) -> Tensor:
     """Returns `[batch, height, width, channels]`: at every pixel p the image at `p - flow[p]`.
