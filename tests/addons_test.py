@@ -19,6 +19,7 @@ addons = tfd.addons
 GOLDENS = dict(np.load(pathlib.Path(__file__).with_name("goldens") / "addons.npz"))
 CASES = json.loads(str(GOLDENS["cases"]))
 SIGNATURES = json.loads(str(GOLDENS["signatures"]))
+TRACED = json.loads(str(GOLDENS["traced"]))
 
 BATCH, HEIGHT, WIDTH, CHANNELS = 2, 5, 7, 3
 FILL_MODES = ("constant", "nearest", "reflect", "wrap")
@@ -36,7 +37,7 @@ def weights_of(shape):
 
 
 def tolerance_of(function, dtype):
-    if function in ("transform", "translate") and dtype == "float64":
+    if function in ("transform", "translate", "rotate") and dtype == "float64":
         return TOLERANCE["float32"]  # positions are in float32
     if function.endswith(("spline", "sparse_image_warp")):
         return 1e-10  # a system is solved
@@ -62,7 +63,11 @@ def test_names_arguments_and_defaults_are_those_of_addons():
     assert set(addons.__all__) == set(SIGNATURES)
     for name, arguments in SIGNATURES.items():
         parameters = inspect.signature(getattr(addons, name)).parameters.values()
-        ours = [[each.name, [each.default][each.default is each.empty :]] for each in parameters]
+        ours = [
+            [each.name, [each.default][each.default is each.empty :]]
+            for each in parameters
+            if each.kind is not each.VAR_KEYWORD
+        ]
         assert ours == arguments, name
 
 
@@ -73,7 +78,10 @@ def test_values_and_gradients_are_those_of_addons(case):
     expected, expected_gradients = recorded(case, "result"), recorded(case, "gradient")
     with tf.GradientTape() as tape:
         tape.watch([each for each in arguments if each.dtype.is_floating])
-        results = getattr(addons, function)(*arguments, **options)
+        if function == "CorrelationCost":
+            results = addons.CorrelationCost(**options)(arguments)
+        else:
+            results = getattr(addons, function)(*arguments, **options)
         results = results if isinstance(results, tuple) else (results,)
         weighted = [each * tf.cast(weights_of(each.shape), each.dtype) for each in results]
     assert len(results) == len(expected)
@@ -84,7 +92,7 @@ def test_values_and_gradients_are_those_of_addons(case):
     if expected_gradients:
         actual = tape.gradient(weighted, arguments)
         for number, array in expected_gradients.items():
-            assert relative_error(actual[number], array) < tolerance_of(function, "float64")
+            assert relative_error(actual[number], array) < tolerance_of(function, array.dtype.name)
 
 
 # Better than in Addons
@@ -121,6 +129,13 @@ def test_translate_has_derivatives_to_images_and_translations(rng):
         return addons.translate(images, translations, "bilinear")
 
     check_derivatives(translated, images_of(rng), fractional(rng, (BATCH, 2), -3, 3))
+
+
+def test_rotate_has_derivatives_to_images_and_angles(rng):
+    def turned(images, angles):
+        return addons.rotate(images, angles, "bilinear", "reflect")
+
+    check_derivatives(turned, images_of(rng), np.array([0.7, -2.1]))
 
 
 @pytest.mark.parametrize("order", (1, 2, 3, 4))
@@ -174,6 +189,72 @@ def test_positions_are_not_rounded_where_images_are_half_precision():
         np.testing.assert_allclose(sample, 0.7, atol=1e-3)
 
 
+def test_composed_transforms_do_one_after_another(rng):
+    image = rng.normal(size=(BATCH, 9, 9, 2))
+    first = addons.translations_to_projective_transforms([[1.0, 2.0], [-2.0, 0.0]])
+    second = addons.angles_to_projective_transforms(np.pi / 2, 9, 9)
+    at_once = addons.transform(image, addons.compose_transforms([first, second]), fill_mode="wrap")
+    in_turn = addons.transform(addons.transform(image, first, fill_mode="wrap"), second)
+    inner = np.s_[:, 2:-2, 2:-2]
+    np.testing.assert_array_equal(at_once[inner], in_turn[inner])
+    assert np.any(at_once != addons.transform(image, second))
+
+
+def test_float64_angles_and_shifts_give_float64_transforms(rng):
+    angles = tf.constant(rng.uniform(-3, 3, 4))
+    exact = addons.angles_to_projective_transforms(angles, 6, tf.constant(7))
+    np.testing.assert_allclose(exact[:, 0], np.cos(angles), rtol=1e-15)
+    shifts = addons.translations_to_projective_transforms(tf.constant([0.1, 0.2], tf.float64))
+    assert exact.dtype == shifts.dtype == "float64"
+    assert addons.compose_transforms([exact, [1.0, 0, 0, 0, 1, 0, 0, 0]]).dtype == "float64"
+
+
+@pytest.mark.parametrize("replace", (9, [9], [9] * 5), ids=str)
+def test_shears_take_any_number_of_channels_and_one_value_or_one_each(replace):
+    image = tf.tile(tf.reshape(tf.range(6), [2, 3, 1]), [1, 1, 5])
+    for dtype in ("int32", "float16"):
+        moved = addons.shear_x(tf.cast(image, dtype), 1.0, replace)
+        expected = [[[each] * 5 for each in row] for row in ([0, 1, 2], [4, 5, 9])]
+        np.testing.assert_array_equal(moved, expected)
+
+
+@pytest.mark.parametrize("jit_compile", (False, True))
+@pytest.mark.parametrize("name", ("shear_x", "shear_y", "translate_xy"))
+def test_shears_of_free_sizes_and_under_xla_agree_with_eager_execution(name, jit_compile, rng):
+    function = getattr(addons, name)
+    arguments = (
+        rng.normal(size=(HEIGHT, WIDTH, CHANNELS)).astype("float32"),
+        np.array([1.0, -2.0] if name == "translate_xy" else 0.6, "float32"),
+        np.array([1.0, 2.0, 3.0], "float32"),
+    )
+    signature = [tf.TensorSpec([None] * each.ndim) for each in arguments]
+    traced = tf.function(function, input_signature=signature, jit_compile=jit_compile)
+    np.testing.assert_array_equal(traced(*arguments), function(*arguments))
+    assert traced(arguments[0][:0], *arguments[1:]).shape == (0, WIDTH, CHANNELS)
+
+
+@pytest.mark.parametrize("name", ("transform", "translate", "rotate", "sparse_image_warp"))
+def test_one_trace_takes_images_of_every_rank(name, rng):
+    points = rng.uniform(0, 4, (1, 4, 2)).astype("float32")
+    function, *others = {
+        "transform": (addons.transform, transforms_of(rng)[0]),
+        "translate": (addons.translate, [1.3, -0.8]),
+        "rotate": (addons.rotate, 0.7),
+        "sparse_image_warp": (
+            lambda *each: addons.sparse_image_warp(*each, num_boundary_points=1)[0],
+            points,
+            points + np.float32(0.3),
+        ),
+    }[name]
+    unknown = [tf.TensorSpec(None)]
+    traced = tf.function(lambda each: function(each, *others), input_signature=unknown)
+    for shape in ((HEIGHT, WIDTH), (HEIGHT, WIDTH, CHANNELS), (1, HEIGHT, WIDTH, CHANNELS)):
+        image = rng.normal(size=shape).astype("float32")
+        assert relative_error(traced(image), function(image, *others)) < TOLERANCE["float32"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"images? must have shape"):
+        traced(np.zeros([1] * 5, "float32"))
+
+
 def test_sparse_warp_moves_control_points_and_keeps_the_boundary(rng):
     image = rng.normal(size=(HEIGHT, WIDTH))
     source = np.array([[[1.0, 2.0], [3.0, 3.0], [2.0, 5.0]]])
@@ -223,6 +304,7 @@ def calls(rng):
             transforms,
         ),
         "translate": (addons.translate, images, transforms[:, :2]),
+        "rotate": (lambda *each: addons.rotate(*each, "bilinear"), images, transforms[:, 1]),
     }
 
 
@@ -237,7 +319,8 @@ def test_free_sizes_and_xla_agree_with_eager_execution(name, rng):
     tolerance = 1e-4 if "sp" in name else TOLERANCE["float32"]  # splines are solved by XLA's own
     assert relative_error(compiled(*arguments), expected) < tolerance
     free = [
-        tf.TensorSpec([*[None] * (each.ndim - 1), each.shape[-1]], each.dtype) for each in arguments
+        tf.TensorSpec([None] * max(each.ndim - 1, 1) + [*each.shape[1:]][-1:], each.dtype)
+        for each in arguments
     ]
     traced = tf.function(function, input_signature=free)
     assert relative_error(traced(*arguments), expected) < TOLERANCE["float32"]
@@ -250,6 +333,15 @@ def test_an_empty_batch_gives_an_empty_result(name, rng):
     function, *arguments = calls(rng)[name]
     shape = function(*arguments).shape
     assert function(*[each[:0] for each in arguments]).shape == (0, *shape[1:])
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_functions_that_addons_traces_have_a_graph_for_a_signature(name, rng):
+    function, *arguments = calls(rng)[name]
+    free = [tf.TensorSpec([None] * each.ndim, each.dtype) for each in arguments]
+    concrete = getattr(addons, name).get_concrete_function(*free)
+    tensors = [tf.constant(each) for each in arguments]
+    assert relative_error(concrete(*tensors), function(*arguments)) < TOLERANCE["float32"]
 
 
 @pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
@@ -414,7 +506,7 @@ BAD = {
         *(IMAGES, IDENTITY),
         *("nearest", "wrap", (4, -1)),
     ),
-    r"translations must have shape \[2\] or \[batch or 1, 2\].*, received \[2, 3\]": (
+    r"translations must have shape \[2\] or \[n, 2\].*, received \[2, 3\]": (
         addons.translate,
         IMAGES,
         z(2, 3),
@@ -423,6 +515,41 @@ BAD = {
         addons.translate,
         IMAGES[0],
         z(2, 2),
+    ),
+    r"angles must be one, or one for every image, that is 2, received 3": (
+        addons.rotate,
+        IMAGES,
+        z(3),
+    ),
+    r"angles must have shape \[\] or \[n\], received \[2, 1\]": (addons.rotate, IMAGES, z(2, 1)),
+    r"image_width must have shape \[\] or \[1 or n\], received \[1, 1\]": (
+        addons.angles_to_projective_transforms,
+        *(z(3), 5, z(1, 1)),
+    ),
+    r"transforms must be a list of at least one transform, received \[\]": (
+        addons.compose_transforms,
+        [],
+    ),
+    r"transforms\[1\] must have shape \[8\] or \[n, 8\] .*, received \[2, 9\]": (
+        addons.compose_transforms,
+        [IDENTITY, z(2, 9)],
+    ),
+    r"image must have shape \[height, width, channels\], received \[2, 5, 7, 3\]": (
+        addons.shear_x,
+        *(IMAGES, 0.5, 0),
+    ),
+    r"level must have shape \[\], received \[2\]": (addons.shear_y, *(IMAGES[0], [0.5, 1.0], 0)),
+    r"replace must be a number, or have shape .* = \[3\], received \[2\]": (
+        addons.shear_x,
+        *(IMAGES[0], 0.5, [1, 2]),
+    ),
+    r"replace must be a number, or have shape .*, received \[1, 3\]": (
+        addons.translate_xy,
+        *(IMAGES[0], [1, 2], [[1, 2, 3]]),
+    ),
+    r"translate_to must have shape \[2\] = \[2\], received \[3\]": (
+        addons.translate_xy,
+        *(IMAGES[0], [1, 2, 3], 0),
     ),
 }
 INTEGERS = IMAGES.astype("int32")
@@ -440,6 +567,15 @@ BAD_DTYPES = {
         addons.transform,
         IMAGES.astype(bool),
         IDENTITY,
+    ),
+    r"angles must be floating-point, received int32": (
+        addons.rotate,
+        IMAGES,
+        tf.constant(1),
+    ),
+    r"image must be floating-point or integer, received bool": (
+        addons.shear_x,
+        *(IMAGES[0].astype(bool), 0.5, 0),
     ),
     r"transforms must be floating-point, received int32": (
         addons.transform,

@@ -21,6 +21,12 @@ BOXES = (2, 3, 4)
 FLOW = (2, 9, 7, 2)
 
 
+LAYERS = {
+    **{name: getattr(tfd.layers, name) for name in tfd.layers.__all__},
+    "CorrelationCost": tfd.addons.CorrelationCost,
+}
+
+
 class Case(NamedTuple):
     """A layer with options that are none of the defaults, and the shapes of what it is called on.
 
@@ -262,11 +268,30 @@ CASES = {
 }
 # Layers of coordinates, which no policy halves.
 WIDE = {"VelocityIntegration"}
+CORRELATION = {
+    "kernel_size": 3,
+    "max_displacement": 2,
+    "stride_1": 2,
+    "stride_2": 2,
+    "pad": 1,
+}
+CASES["CorrelationCost"] = Case(
+    "CorrelationCost",
+    lambda: {**CORRELATION, "data_format": "channels_last"},
+    ([FEATURES, FEATURES],),
+    ([(None, None, None, 4)] * 2,),
+)
+CASES["CorrelationCost, channels first"] = Case(
+    "CorrelationCost",
+    lambda: {**CORRELATION, "stride_1": 1, "data_format": "channels_first"},
+    ([(2, 4, 9, 7), (2, 4, 9, 7)],),
+    ([(None, 4, None, None)] * 2,),
+)
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def make(case, **options):
-    return getattr(tfd.layers, case.layer)(**case.options(), **options)
+    return LAYERS[case.layer](**case.options(), **options)
 
 
 def is_shape(value):
@@ -332,7 +357,7 @@ def model_of(case, layer):
 
 
 def test_every_public_layer_has_a_case():
-    assert {case.layer for case in CASES.values()} == set(tfd.layers.__all__)
+    assert {case.layer for case in CASES.values()} == set(LAYERS)
 
 
 def test_every_public_layer_is_registered_under_the_package():
@@ -341,8 +366,7 @@ def test_every_public_layer_is_registered_under_the_package():
         for name, each in keras.saving.get_custom_objects().items()
         if each.__module__.startswith("tf_deform.") and issubclass(each, keras.layers.Layer)
     }
-    public = {f"tf_deform>{name}": getattr(tfd.layers, name) for name in tfd.layers.__all__}
-    assert registered == public
+    assert registered == {f"tf_deform>{name}": layer for name, layer in LAYERS.items()}
 
 
 # Configuration
@@ -351,10 +375,10 @@ def test_every_public_layer_is_registered_under_the_package():
 @ALL
 def test_the_config_holds_every_argument_as_given(case):
     options = case.options()
-    config = getattr(tfd.layers, case.layer)(**options).get_config()
+    config = LAYERS[case.layer](**options).get_config()
     arguments = {
         name
-        for layer in getattr(tfd.layers, case.layer).__mro__
+        for layer in LAYERS[case.layer].__mro__
         if layer.__module__.startswith("tf_deform.")
         for name, each in inspect.signature(layer).parameters.items()
         if each.kind is not each.VAR_KEYWORD
@@ -399,7 +423,7 @@ def arguments_with_defaults(case):
     """Returns the layer's own arguments but those that Keras checks, with their defaults."""
     return {
         name: each.default
-        for layer in getattr(tfd.layers, case.layer).__mro__
+        for layer in LAYERS[case.layer].__mro__
         if layer.__module__.startswith("tf_deform.")
         for name, each in inspect.signature(layer).parameters.items()
         if each.kind is not each.VAR_KEYWORD and name not in KERAS
@@ -413,7 +437,7 @@ def test_no_argument_takes_what_it_is_not(case, wrong):
     for name, default in arguments_with_defaults(case).items():
         if not isinstance(default, bool) or wrong is not True:
             with pytest.raises(ValueError, match=rf"^{name} must .+, received .+"):
-                getattr(tfd.layers, case.layer)(**{**options, name: wrong})
+                LAYERS[case.layer](**{**options, name: wrong})
 
 
 @ALL
@@ -424,7 +448,7 @@ def test_scalars_of_numpy_are_taken_as_those_of_python(case):
         for name, value in options.items()
         if isinstance(value, bool | int | float) and name not in KERAS
     }
-    layer = getattr(tfd.layers, case.layer)(**{**options, **scalars})
+    layer = LAYERS[case.layer](**{**options, **scalars})
     config = layer.get_config()
     expected = make(case).get_config()
     assert {name: config[name] for name in scalars} == {name: expected[name] for name in scalars}

@@ -16,6 +16,7 @@ from conftest import KERAS
 from layer_contract_test import (
     ALL,
     CASES,
+    LAYERS,
     WIDE,
     arguments_of,
     is_shape,
@@ -24,7 +25,6 @@ from layer_contract_test import (
     randomize,
 )
 
-LAYERS = {name: getattr(tfd.layers, name) for name in tfd.layers.__all__}
 OF_LAYERS = pytest.mark.parametrize("name", LAYERS)
 NEWER = pytest.mark.newer_keras if KERAS < (3, 13) else lambda function: function
 # Keras's own test takes no lists of shapes.

@@ -621,6 +621,42 @@ def flow_smoothness(flow, *, penalty="l2"):
     return means.mean(axis=1)
 
 
+# Correlation
+
+
+def correlation(
+    first,
+    second,
+    *,
+    max_displacement,
+    kernel_size=1,
+    stride=1,
+    displacement_stride=1,
+    padding=0,
+):
+    """Returns [batch, rows, columns, displacements], the means of products over patches."""
+    first, second = (
+        np.pad(_float64(each), [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+        for each in (first, second)
+    )
+    radius, steps = kernel_size // 2, max_displacement // displacement_stride
+    edge = max_displacement + radius
+    moves = [displacement_stride * step for step in range(-steps, steps + 1)]
+    middles = [range(edge, size - edge, stride) for size in first.shape[1:3]]
+    result = np.zeros((len(first), *map(len, middles), len(moves) ** 2))
+    for b in range(len(first)):
+        for (i, y), (j, x) in itertools.product(*map(enumerate, middles)):
+            patch = _patch(first[b], y, x, radius)
+            for channel, (dy, dx) in enumerate(itertools.product(moves, repeat=2)):
+                other = _patch(second[b], y + dy, x + dx, radius)
+                result[b, i, j, channel] = np.mean(patch * other)
+    return result
+
+
+def _patch(image, y, x, radius):
+    return image[y - radius : y + radius + 1, x - radius : x + radius + 1]
+
+
 # Gradients and shared helpers
 
 

@@ -70,6 +70,7 @@ CALLS = {
     "resize_flow": ([image(2, 9, 7, 2), (4, 5)], {}),
     "jacobian_determinant": ([image(2, 9, 7, 2)], {}),
     "warp_points": ([5 * image(2, 6, 3, 2), image(2, 9, 7, 2)], {}),
+    "correlation": ([FEATURES, image(2, 9, 7, 4)], {"max_displacement": 2, "padding": 1}),
     "resampler": ([FEATURES, 5 * image(2, 6, 2)], {}),
     "interpolate_bilinear": ([FEATURES, 5 * image(2, 6, 2)], {}),
     "dense_image_warp": ([FEATURES, image(2, 9, 7, 2)], {}),
@@ -77,11 +78,19 @@ CALLS = {
     "interpolate_spline": ([image(2, 6, 2), image(2, 6, 3), image(2, 5, 2), 2], {}),
     "transform": ([FEATURES, np.array([1, 0.1, 2, 0, 1, 1, 0, 0], np.float32)], {}),
     "translate": ([FEATURES, image(2, 2)], {}),
+    "rotate": ([FEATURES, image(2)], {"interpolation": "bilinear"}),
+    "shear_x": ([image(9, 7, 4), 0.3, image(4)], {}),
+    "shear_y": ([image(9, 7, 4), 0.3, 2], {}),
+    "translate_xy": ([image(9, 7, 4), image(2), 2], {}),
+    "compose_transforms": ([[image(3, 8), image(3, 8)]], {}),
+    "angles_to_projective_transforms": ([image(3), 4, 5], {}),
+    "translations_to_projective_transforms": ([image(3, 2)], {}),
 }
 # How many axes of their arrays may be free, where that is not all but the last.
 FREE = {
     "affine_grid": [1],
     "projective_grid": [1],
+    "translate_xy": [2, 0],
     "weighted_sample": [3, 2, 3, 1],
     "deformable_conv": [3, 0, 3, 3],
     "multi_scale_deformable_attention": [3, 3, 2, 2],
@@ -126,7 +135,7 @@ def assert_equal(actual, expected):
 
 
 def test_every_function_is_tested():
-    assert set(CALLS) == {*tfd.ops.__all__, *tfd.addons.__all__}
+    assert {*CALLS, "CorrelationCost"} == {*tfd.ops.__all__, *tfd.addons.__all__}
 
 
 @pytest.mark.parametrize("name", CALLS)

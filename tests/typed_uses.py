@@ -28,6 +28,9 @@ def sampling() -> None:
     tfd.ops.sample(keras.Input((9, 7, 3)), grid, interpolation="nearest")
     tfd.ops.weighted_sample(IMAGES, grid, weights=None, image_index=INDEX)
     tfd.ops.warp(IMAGES, tfd.ops.integrate_velocity(IMAGES, steps=3), padding_mode="reflection")
+    tfd.ops.correlation(IMAGES, IMAGES, max_displacement=4, displacement_stride=2, padding=4)
+    tfd.ops.correlation(IMAGES, IMAGES)  # type: ignore[call-arg]
+    tfd.ops.correlation(IMAGES, IMAGES, max_displacement=0.5)  # type: ignore[arg-type]
     tfd.ops.sample(IMAGES, grid, interpolation="cubic")  # type: ignore[arg-type]
     tfd.ops.grid_sample(IMAGES, grid, padding_mode="same")  # type: ignore[arg-type]
     tfd.ops.warp(IMAGES, grid, "nearest")  # type: ignore[call-arg]
@@ -134,6 +137,22 @@ def addons() -> None:
     tfd.addons.interpolate_spline(points, points, points, 2, regularization_weight=0.1)
     tfd.addons.transform(warped, tf.zeros([8]), "bilinear", "wrap", output_shape=(4, 5))
     tfd.addons.translate(flow, [1.0, 2.0], fill_mode="reflect", fill_value=1)
+    tfd.addons.CorrelationCost(1, 4, 1, 2, pad=4, data_format="channels_last")([IMAGES, IMAGES])
+    tfd.addons.CorrelationCost(1, 4, 1, 2, 4, "NHWC")  # type: ignore[arg-type]
+    tfd.addons.rotate(IMAGES, [0.1, 0.2], "bilinear", fill_value=0.5)
+    tfd.addons.shear_x(IMAGES[0], 0.5, replace=9)
+    tfd.addons.shear_y(IMAGES[0], tf.constant(0.5), [1, 2, 3])
+    tfd.addons.translate_xy(IMAGES[0], [1, 2], replace=9)
+    turns = tfd.addons.angles_to_projective_transforms([0.1, 0.2], 9, tf.constant(7.0))
+    moves = tfd.addons.translations_to_projective_transforms([1.0, 2.0], "moves")
+    tfd.addons.compose_transforms([turns, moves], name="both")
+    tfd.addons.rotate(IMAGES, 0.1, "bicubic")  # type: ignore[arg-type]
+    tfd.addons.shear_x(IMAGES, 0.5)  # type: ignore[call-arg]
+    tfd.addons.shear_y(IMAGES, 0.5)  # type: ignore[call-arg]
+    tfd.addons.translate_xy(IMAGES, points)  # type: ignore[call-arg]
+    tfd.addons.angles_to_projective_transforms(0.1, 9)  # type: ignore[call-arg]
+    tfd.addons.translations_to_projective_transforms(points, 1)  # type: ignore[arg-type]
+    tfd.addons.compose_transforms(1)  # type: ignore[arg-type]
     tfd.addons.resampler(IMAGES, points, 1)  # type: ignore[arg-type]
     tfd.addons.interpolate_bilinear(IMAGES, points, "yx")  # type: ignore[arg-type]
     tfd.addons.dense_image_warp(IMAGES, points, 1)  # type: ignore[arg-type]

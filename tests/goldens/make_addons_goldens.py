@@ -2,8 +2,9 @@
 
 The file holds of each case "case/argument0", "case/argument1", ...; "case/result0", ...; and
 "case/gradient0", ... to the arguments that have one, of the results' sum weighted by `weights_of`,
-in float64 and away from whole positions. As JSON it holds "cases", each case's function and
-options, and "signatures", those of the functions.
+in float64, those of CorrelationCost in float32, and away from whole positions. As JSON it holds
+"cases", each case's function and options, "signatures", those of the functions, and "traced", which
+of them are `tf.function`s.
 """
 
 import inspect
@@ -17,11 +18,14 @@ import tensorflow_addons as tfa
 FILE = pathlib.Path(__file__).with_name("addons.npz")
 BATCH, HEIGHT, WIDTH, CHANNELS = 2, 6, 7, 2
 IMAGES = (BATCH, HEIGHT, WIDTH, CHANNELS)
+COLOURS = (HEIGHT, WIDTH, 3)  # of the images that Addons shears
 RANKS = {2: (HEIGHT, WIDTH), 3: (HEIGHT, WIDTH, CHANNELS), 4: IMAGES}
 FILL_MODES = ("constant", "nearest", "reflect", "wrap")
 
 rng = np.random.default_rng(0)
 cases, fields = {}, {}
+# CorrelationCost adds up its gradients in several threads, without waiting for one another.
+tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.get_logger().setLevel("ERROR")  # Addons retraces for every case
 
 
@@ -34,9 +38,15 @@ def main():
     sparse_image_warp()
     transform()
     translate()
+    rotate()
+    shears()
+    transforms_alone()
+    correlation_cost()
     names = sorted({function for function, _ in cases.values()})
-    signatures = {name: signature_of(getattr(tfa.image, name)) for name in names}
-    listed = {"cases": json.dumps(cases), "signatures": json.dumps(signatures)}
+    signatures = {name: signature_of(function_of(name)) for name in names}
+    traced = [name for name in names if hasattr(function_of(name), "get_concrete_function")]
+    listed = {"cases": cases, "signatures": signatures, "traced": traced}
+    listed = {name: json.dumps(each) for name, each in listed.items()}
     np.savez_compressed(FILE, **listed, **fields)
     print(f"{FILE.name}: {len(cases)} cases, {FILE.stat().st_size / 1024:.0f} KiB")
 
@@ -49,7 +59,10 @@ def record(case, function, *arguments, differentiate=False, **options):
     tensors = [tf.constant(each) for each in arguments]
     with tf.GradientTape() as tape:
         tape.watch(tensors)
-        results = getattr(tfa.image, function)(*tensors, **options)
+        if function == "CorrelationCost":
+            results = tfa.layers.CorrelationCost(**options)(tensors)
+        else:
+            results = function_of(function)(*tensors, **options)
         results = results if isinstance(results, tuple) else (results,)
         total = tf.add_n(
             [tf.reduce_sum(each * tf.cast(weights_of(each.shape), each.dtype)) for each in results]
@@ -63,11 +76,16 @@ def record(case, function, *arguments, differentiate=False, **options):
             fields[f"{case}/gradient{index}"] = gradient.numpy()
 
 
+def function_of(name):
+    return getattr(tfa.image if hasattr(tfa.image, name) else tfa.layers, name)
+
+
 def signature_of(function):
     """Returns pairs of an argument's name and default, which is a list: empty if there is none."""
     return [
         (name, [] if each.default is each.empty else [each.default])
         for name, each in inspect.signature(function).parameters.items()
+        if each.kind is not each.VAR_KEYWORD
     ]
 
 
@@ -231,6 +249,83 @@ def translate():
             options = {"fill_mode": fill_mode, "interpolation": "bilinear", "fill_value": 4.0}
             arguments = images_of(dtype=dtype), np.array([[-2.5, 3.25], [1, -9]], "float32")
             record(f"{fill_mode}, {dtype}", "translate", *arguments, **options)
+
+
+def rotate():
+    for rank, shape in RANKS.items():
+        angles = rng.uniform(-4, 4, BATCH if rank == 4 else ()).astype("float32")
+        for interpolation in ("nearest", "bilinear"):
+            record(
+                f"rank {rank}, {interpolation}",
+                "rotate",
+                images_of(shape, "float32"),
+                angles,
+                interpolation=interpolation,
+            )
+    for turns in range(-2, 3):  # whole and half positions, but for rounding
+        angle = np.float32(turns * np.pi / 2)
+        record(f"{turns} quarter turns", "rotate", images_of((7, 7, 2), "uint8"), angle)
+    for fill_mode in FILL_MODES:
+        for dtype in ("uint8", "int32", "float16", "float64"):
+            options = {"fill_mode": fill_mode, "interpolation": "bilinear", "fill_value": 4.0}
+            arguments = images_of(dtype=dtype), np.array([0.7, -2], "float32")
+            record(f"{fill_mode}, {dtype}", "rotate", *arguments, **options)
+
+
+def shears():
+    """And translate_xy, which fills as they do."""
+    for dtype in ("uint8", "int32", "float32"):
+        for name in ("shear_x", "shear_y"):
+            for level in (0.37, -1.2, 0.5):
+                record(f"{dtype}, {level}", name, images_of(COLOURS, dtype), level=level, replace=9)
+        image = images_of(COLOURS, dtype)
+        record(f"{dtype}, colour", "shear_x", image, level=0.37, replace=[1, 2, 3])
+        for shift in ([2, -1], [-1.5, 0.6], [0.0, 9.0]):
+            image = images_of(COLOURS, dtype)
+            options = {"translate_to": shift, "replace": [3, 2, 1]}
+            record(f"{dtype}, {shift}", "translate_xy", image, **options)
+
+
+def transforms_alone():
+    """What makes transforms and composes them."""
+    angles = rng.uniform(-4, 4, 5).astype("float32")
+    for name, each in {"one": angles[0], "several": angles}.items():
+        options = {"image_height": HEIGHT, "image_width": WIDTH}
+        record(name, "angles_to_projective_transforms", each, **options)
+    sizes = np.arange(2, 7, dtype="float32"), np.arange(12, 7, -1, dtype="float32")
+    record("sizes", "angles_to_projective_transforms", angles, *sizes)
+    shifts = rng.uniform(-9, 9, (5, 2)).astype("float32")
+    for name, each in {"one": shifts[0], "several": shifts}.items():
+        record(name, "translations_to_projective_transforms", each)
+    several = [transforms_of(count).tolist() for count in (3, 1, 3)]
+    for count in (1, 2, 3):
+        record(f"{count}", "compose_transforms", transforms=several[:count])
+    record("one", "compose_transforms", transforms=[each[0] for each in several])
+
+
+def correlation_cost():
+    """Its stride_1 is 1, or its pad 0: its CPU kernel multiplies one with the other."""
+    names = "kernel_size", "max_displacement", "stride_1", "stride_2", "pad"
+    for each in (
+        (1, 2, 1, 1, 0),
+        (1, 4, 1, 2, 4),
+        (3, 3, 1, 2, 4),
+        (5, 1, 1, 1, 3),
+        (3, 1, 2, 1, 0),
+    ):
+        for data_format in ("channels_last", "channels_first"):
+            first, second = images_of(dtype="float32"), images_of(dtype="float32")
+            if data_format == "channels_first":
+                first, second = (np.transpose(maps, [0, 3, 1, 2]) for maps in (first, second))
+            record(
+                f"{each}, {data_format}",
+                "CorrelationCost",
+                first,
+                second,
+                differentiate=each[2] == 1,
+                **dict(zip(names, each, strict=True)),
+                data_format=data_format,
+            )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and not trained, and Keras asks layers alone whether XLA can compile them. So wi
 `sampling_ratio=0`, which XLA cannot compile, take the layer, or `compile(jit_compile=False)`.
 """
 
+from tf_deform.ops.correlation import correlation
 from tf_deform.ops.dcn import dcnv3, dcnv4
 from tf_deform.ops.deformable_attention import multi_scale_deformable_attention
 from tf_deform.ops.deformable_conv import deformable_conv
@@ -35,6 +36,7 @@ from tf_deform.ops.sampling import sample, weighted_sample
 __all__ = [
     "affine_grid",
     "compose_flows",
+    "correlation",
     "dcnv3",
     "dcnv4",
     "deformable_conv",

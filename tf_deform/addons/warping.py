@@ -1,41 +1,23 @@
-"""Image warping under the names of TensorFlow Addons 0.23 (`tfa.image`), on today's TensorFlow.
-
-Arguments, their order and defaults, and values are those of Addons, and gradients flow to images,
-positions and transforms; docs/addons.md says what differs.
-"""
+"""Sampling, warping and splines: images at positions, under flows and between control points."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
 import tensorflow as tf
 
-from tf_deform.annotations import FillMode, Indexing, PixelInterpolation, Tensor
+from tf_deform.addons.arguments import same_dtype, to_rank, to_rank_4, traceable
+from tf_deform.annotations import Indexing, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.displacement import warped
-from tf_deform.ops.projection import project
 from tf_deform.ops.sampling import sample
 from tf_deform.ops.splines import polyharmonic_spline
 from tf_deform.ops.symbolic import operator
 
-__all__ = [
-    "dense_image_warp",
-    "interpolate_bilinear",
-    "interpolate_spline",
-    "resampler",
-    "sparse_image_warp",
-    "transform",
-    "translate",
-]
 
-
-def __dir__() -> list[str]:
-    return __all__
-
-
+@traceable
 @operator
 def resampler(data: Tensor, warp: Tensor, name: str | None = None) -> Tensor:
     """Returns `[batch, ..., channels]`: bilinear samples of the data at (x, y) positions.
@@ -67,9 +49,11 @@ def resampler(data: Tensor, warp: Tensor, name: str | None = None) -> Tensor:
         warp = validation.shaped(
             "warp", warp, [validation.sizes(data)[0], *inner, 2], "[batch, ..., 2]"
         )
+        warp = tf.ensure_shape(warp, [*[None] * (warp.shape.rank - 1), 2])
         return sample(data, tf.reverse(warp, axis=[-1]))
 
 
+@traceable
 @operator
 def interpolate_bilinear(
     grid: Tensor, query_points: Tensor, indexing: Indexing = "ij", name: str | None = None
@@ -106,10 +90,12 @@ def interpolate_bilinear(
             [validation.sizes(grid)[0], None, 2],
             "[batch, n, 2]",
         )
+        points = tf.ensure_shape(points, [None, None, 2])
         points = tf.reverse(points, axis=[-1]) if indexing == "xy" else points
         return sample(grid, points, padding_mode="border")
 
 
+@traceable
 @operator
 def dense_image_warp(image: Tensor, flow: Tensor, name: str | None = None) -> Tensor:
     """Returns `[batch, height, width, channels]`: at every pixel p the image at `p - flow[p]`.
@@ -196,7 +182,7 @@ def sparse_image_warp(
         [0.0, 0.0, 1.0, 2.0, 3.0]
     """
     with tf.name_scope(name or "sparse_image_warp"):
-        images, rank = _to_rank_4("image", validation.floating("image", image))
+        images, rank = to_rank_4("image", validation.floating("image", image))
         batch, height, width, _ = validation.sizes(images)
         validation.at_least(1, interpolation_order=interpolation_order)
         validation.at_least(0, num_boundary_points=num_boundary_points)
@@ -215,7 +201,7 @@ def sparse_image_warp(
             regularization_weight,
         )
         flow = tf.reshape(flow, [batch, height, width, 2])
-        return _to_rank(rank, dense_image_warp(images, flow)), flow
+        return to_rank(rank, dense_image_warp(images, flow)), flow
 
 
 @operator
@@ -270,7 +256,7 @@ def interpolate_spline(
                     f"received {tensor.shape}"
                 )
         validation.at_least(1, order=order)
-        (points, values, queries), dtype = _same_dtype(*tensors)
+        (points, values, queries), dtype = same_dtype(*tensors)
         batch, count, dimensions = validation.sizes(points)
         values = validation.shaped(names[1], values, [batch, count, None], "[batch, n, k]")
         queries = validation.shaped(names[2], queries, [batch, None, dimensions], "[batch, m, d]")
@@ -280,114 +266,6 @@ def interpolate_spline(
             number = validation.number("regularization_weight", regularization_weight)
             weight = tf.constant(number, dtype)
         return polyharmonic_spline(points, values, queries, order, tf.maximum(weight, 0))
-
-
-@operator
-def transform(
-    images: Tensor,
-    transforms: Tensor,
-    interpolation: PixelInterpolation = "nearest",
-    fill_mode: FillMode = "constant",
-    output_shape: Sequence[int] | Tensor | None = None,
-    name: str | None = None,
-    fill_value: float | Tensor = 0.0,
-) -> Tensor:
-    """Returns images resampled under projective transforms from output to input pixels.
-
-    The output pixel (x, y) takes the image at `((a0 x + a1 y + a2) / k, (b0 x + b1 y + b2) / k)`
-    with `k = c0 x + c1 y + 1`.
-
-    Args:
-        images: `[height, width]`, `[height, width, channels]` or `[batch, height, width,
-            channels]`, floating-point or integer.
-        transforms: `[8]` or `[batch or 1, 8]`, each (a0, a1, a2, b0, b1, b2, c0, c1). Positions are
-            in float32, or float64 if this is a float64 tensor.
-        interpolation: "nearest" (halves away from 0; no gradient to the transforms) or "bilinear".
-        fill_mode: what is outside: "constant", "nearest" (the edge pixel), "reflect" (about the
-            outer edges of the edge pixels) or "wrap". See docs/addons.md about "wrap".
-        output_shape: (height, width) of the result, ints or an int32 tensor; None: the images'.
-        name: of the operations' name scope; None: the function's own.
-        fill_value: a number or a scalar tensor, what is outside under "constant", and where k is 0
-            under all modes.
-
-    Returns:
-        Images of the rank and dtype given. Integer images are computed in float64, and fractions
-        dropped.
-
-    Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time.
-
-    Source: `tfa.image.transform`, after Jaderberg et al. (arXiv:1506.02025, section 3.2).
-
-    Example:
-        >>> image = tf.reshape(tf.range(6.0), [2, 3])
-        >>> transform(image, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]).numpy().tolist()
-        [[1.0, 2.0, 0.0], [4.0, 5.0, 0.0]]
-    """
-    method, outside = str(interpolation).lower(), str(fill_mode).lower()
-    validation.choice("interpolation", method, get_args(PixelInterpolation))
-    validation.choice("fill_mode", outside, get_args(FillMode))
-    with tf.name_scope(name or "transform"):
-        images = tf.convert_to_tensor(images)
-        if not (images.dtype.is_floating or images.dtype.is_integer):
-            received = images.dtype.name
-            raise TypeError(f"images must be floating-point or integer, received {received}")
-        images, rank = _to_rank_4("images", images)
-        batch, *space, _ = validation.sizes(images)
-        transforms = _per_image("transforms", transforms, 8, batch)
-        size = space if output_shape is None else _output_size(output_shape)
-        if not (tf.is_tensor(fill_value) or validation.is_real(fill_value)):
-            raise ValueError(f"fill_value must be a number, received {fill_value!r}")
-        out = project(images, transforms, size, method, outside, fill_value)
-        return _to_rank(rank, out)
-
-
-@operator
-def translate(
-    images: Tensor,
-    translations: Tensor,
-    interpolation: PixelInterpolation = "nearest",
-    fill_mode: FillMode = "constant",
-    name: str | None = None,
-    fill_value: float | Tensor = 0.0,
-) -> Tensor:
-    """Returns images moved by (dx, dy): the output pixel (x, y) takes the image at (x-dx, y-dy).
-
-    Args:
-        images: `[height, width]`, `[height, width, channels]` or `[batch, height, width,
-            channels]`, floating-point or integer.
-        translations: `[2]` or `[batch or 1, 2]`, (dx, dy) in pixels, to the right and down.
-            Positions are in float32, or float64 if this is a float64 tensor.
-        interpolation: "nearest" (halves away from 0; no gradient to the translations) or
-            "bilinear".
-        fill_mode: what is outside: "constant", "nearest" (the edge pixel), "reflect" (about the
-            outer edges of the edge pixels) or "wrap". See docs/addons.md about "wrap".
-        name: of the operations' name scope; None: the function's own.
-        fill_value: a number or a scalar tensor, what is outside under "constant".
-
-    Returns:
-        Images of the rank and dtype given.
-
-    Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time.
-
-    Source: `tfa.image.translate`, after Jaderberg et al. (arXiv:1506.02025, section 3.2).
-
-    Example:
-        >>> image = tf.reshape(tf.range(6.0), [2, 3])
-        >>> translate(image, [1.0, 0.0]).numpy().tolist()
-        [[0.0, 0.0, 1.0], [0.0, 3.0, 4.0]]
-    """
-    with tf.name_scope(name or "translate"):
-        images = tf.convert_to_tensor(images)
-        batch = validation.sizes(images)[0] if images.shape.rank == 4 else 1
-        shifts = _per_image("translations", translations, 2, batch)
-        dx, dy = shifts[:, 0], shifts[:, 1]
-        zero, one = tf.zeros_like(dx), tf.ones_like(dx)
-        transforms = tf.stack([one, zero, -dx, zero, one, -dy, zero, zero], axis=1)
-        return transform(images, transforms, interpolation, fill_mode, fill_value=fill_value)
 
 
 # Arguments
@@ -406,39 +284,6 @@ def _images(name, images, least=0):
     return images
 
 
-def _to_rank_4(name, images):
-    """Returns images as `[batch, height, width, channels]`, and the rank they had."""
-    rank = images.shape.rank
-    if rank not in (2, 3, 4):
-        raise ValueError(
-            f"{name} must have shape [height, width], [height, width, channels] or [batch, height, "
-            f"width, channels], received {images.shape}"
-        )
-    return {2: images[None, :, :, None], 3: images[None], 4: images}[rank], rank
-
-
-def _to_rank(rank, images):
-    return tf.squeeze(images, {2: [0, 3], 3: [0]}[rank]) if rank < 4 else images
-
-
-def _per_image(name, values, count, batch):
-    """Returns `[1 or batch, count]` in float32, or float64 if it is a float64 tensor."""
-    if not tf.is_tensor(values):
-        values = tf.convert_to_tensor(values, tf.float32)
-    values = validation.floating(name, values)
-    values = values[None] if values.shape.rank == 1 else values
-    values = validation.shaped(name, values, [None, count], f"[{count}] or [batch or 1, {count}]")
-    (values,), _ = _same_dtype(values)
-    received, text = validation.sizes(values)[0], f"{name} must be one, or one for every image"
-    if not validation.is_static(received, batch):
-        fits = (received == 1) | (received == batch)
-        text += ", that is"
-        return validation.satisfying(values, fits, text, batch, ", received", received)
-    if received not in (1, batch):
-        raise ValueError(f"{text}, that is {batch}, received {received}")
-    return values
-
-
 def _control_points(source, dest, batch):
     """Returns both `[batch, n, 2]` in one dtype, checked, and the dtype."""
     name = "source_control_point_locations"
@@ -450,24 +295,7 @@ def _control_points(source, dest, batch):
     dest = validation.shaped(
         name, validation.floating(name, dest), [batch, count, 2], "[batch, n, 2]"
     )
-    return _same_dtype(source, dest)
-
-
-def _same_dtype(*tensors):
-    """Returns the tensors in float32, or float64 if any of them is, and that dtype."""
-    dtype = tf.float64 if tf.float64 in [each.dtype for each in tensors] else tf.float32
-    return [tf.cast(each, dtype) for each in tensors], dtype
-
-
-def _output_size(output_shape):
-    """Returns (height, width): ints where known, scalar tensors where not."""
-    size = tf.convert_to_tensor(output_shape, tf.int32)
-    known = tf.get_static_value(size)
-    if not size.shape.is_compatible_with([2]) or (known is not None and min(known) < 0):
-        raise ValueError(
-            f"output_shape must be (height, width), each at least 0, received {output_shape}"
-        )
-    return [size[0], size[1]] if known is None else known.tolist()
+    return same_dtype(source, dest)
 
 
 def _boundary(count):
