@@ -49,8 +49,8 @@ PUBLIC = {**OPS, **LAYERS, **TOOLS, **ADDONS, **SWITCH}
 # patterns that fit a module the first counts.
 ROWS = """
 annotations
-startup files onnx_ops checkpoints compiled.switch compiled.location compiled.tracing
-compiled.gradients weight_files weight_parts
+startup files onnx_ops checkpoints compiled.switch compiled.location
+compiled.gradients compiled.tracing weight_files weight_parts
 compiled.loading
 compiled.*
 compiled

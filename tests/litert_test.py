@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
 from layer_contract_test import CASES, Case, arguments_of, built, larger_shapes, map_shapes
-from tf_deform import litert_export
+from tf_deform import compiled, litert_export
 
 IMAGES = ((None, None, None, 4),)
 
@@ -49,7 +49,7 @@ def converted(layer, shapes):
     def call(*flat):
         return layer(*tf.nest.pack_sequence_as(inputs, flat))
 
-    with tfd.use_implementation("portable"):
+    with compiled.traced_with("portable"):
         concrete = call.get_concrete_function()
     return tf.lite.TFLiteConverter.from_concrete_functions([concrete]).convert()
 

@@ -55,8 +55,8 @@ def set_implementation(name: Implementation) -> None:
             TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
             (TensorFlow ops only) or "compiled" (the compiled library, or an error). What is saved
             as a SavedModel is portable, unless `export_saved_model` is asked for "compiled". Under
-            "auto" so is what Keras exports to any format, and a concrete function that is asked for
-            by `get_concrete_function`, as converters take it.
+            "auto" so is what Keras exports to any format, and what TensorFlow's LiteRT converter,
+            tf2onnx, OpenVINO and TensorFlow.js trace.
 
     The gradients of the CUDA kernels add in no fixed order: they fail where TensorFlow is told to
     be deterministic, by `tf.config.experimental.enable_op_determinism`. The CPU's never do.
