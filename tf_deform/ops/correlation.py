@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_deform import compiled
 from tf_deform.annotations import Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.symbolic import operator
@@ -125,11 +126,16 @@ class _Windows(NamedTuple):
         first = self._inner(first)
         batch, height, width, _ = sizes = validation.sizes(first)
 
-        def step(index, y, x, found):
+        def cost(y, x):
             window = tf.slice(second, [0, y, x, 0], sizes)
             means = tf.reduce_mean(first * window, axis=-1, keepdims=True)
-            pooled = tf.nn.avg_pool2d(means, self.kernel_size, self.stride, "VALID")
-            return [found.write(index, pooled)]
+            return tf.nn.avg_pool2d(means, self.kernel_size, self.stride, "VALID")
+
+        if compiled.traced_for_export():  # LiteRT has no arrays of tensors of free sizes
+            return tf.concat([cost(y, x) for y in self.offsets for x in self.offsets], axis=-1)
+
+        def step(index, y, x, found):
+            return [found.write(index, cost(y, x))]
 
         (found,) = self._loop(step, tf.TensorArray(first.dtype, len(self.offsets) ** 2))
         space = [(size - self.kernel_size) // self.stride + 1 for size in (height, width)]
