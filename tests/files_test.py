@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deform as tfd
-from tf_deform import export, files, onnx_export
+from tf_deform import export, files, litert_export, onnx_export
 
 # Paths that no folder may be written to, made in an empty folder; what they are.
 TAKEN = {
@@ -65,7 +65,7 @@ def test_what_is_at_the_path_stays_and_nothing_is_written(taken, model, tmp_path
     assert state_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("write", [tfd.export_saved_model, tfd.export_onnx])
+@pytest.mark.parametrize("write", [tfd.export_saved_model, tfd.export_onnx, tfd.export_litert])
 @pytest.mark.parametrize("path", ["", "/"])
 def test_an_empty_path_is_refused(write, path, model):
     with pytest.raises(ValueError, match=f"path must name a file or folder, received '{path}'"):
@@ -157,11 +157,11 @@ def no_room():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.fixture(params=[tfd.export_saved_model, tfd.export_onnx])
+@pytest.fixture(params=[tfd.export_saved_model, tfd.export_onnx, tfd.export_litert])
 def target(request, tmp_path):
     """Returns a writer and a path that it may write to; where it replaces files there is one."""
     path = tmp_path / "model"
-    if request.param is tfd.export_onnx:
+    if request.param is not tfd.export_saved_model:
         path.write_text("the one before")
     return request.param, path
 
@@ -179,9 +179,12 @@ def test_an_interrupt_leaves_what_was_there(target, model, monkeypatch):
     write, path = target
     before = state_of(path.parent)
 
-    module = export if write is tfd.export_saved_model else onnx_export
-    checked = "custom_ops" if module is export else "_check"
-    monkeypatch.setattr(module, checked, lambda *_: signal.raise_signal(signal.SIGINT))
+    checked = {
+        tfd.export_saved_model: (export, "custom_ops"),
+        tfd.export_onnx: (onnx_export, "_check_operators"),
+        tfd.export_litert: (litert_export, "check"),
+    }
+    monkeypatch.setattr(*checked[write], lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         write(model, path)
     assert state_of(path.parent) == before

@@ -253,7 +253,7 @@ BAD = {
         lambda: CORRELATION()(IMAGE, FLOW)
     ),
     r"penalty must be one of 'l1', 'l2', received 'l3'": lambda: SMOOTHNESS("l3"),
-    r"y_pred must have shape \[batch, \*space, rank\] .*, received \[2, 5, 7, 3\]": (
+    r"y_pred must have shape \[batch, \*space, rank\] .*, received \(2, 5, 7, 3\)": (
         lambda: SMOOTHNESS()(FLOW, IMAGE)
     ),
 }

@@ -105,7 +105,7 @@ def field(name, vectors):
     if rank not in (1, 2, 3) or vectors.shape[-1] != rank:
         raise ValueError(
             f"{name} must have shape [batch, *space, rank] with rank 1 to 3 and as many spatial "
-            f"axes, received {validation.shown(vectors.shape)}"
+            f"axes, received {vectors.shape}"
         )
     return float32_or_wider(vectors)
 
