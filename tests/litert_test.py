@@ -155,3 +155,10 @@ def test_ops_that_litert_lacks_are_named(tmp_path):
     model = keras.Model(inputs, keras.layers.Lambda(tf.linalg.det)(inputs))
     with pytest.raises(ValueError, match=r"received tf\.MatrixDeterminant"):
         tfd.export_litert(model, tmp_path / "model.tflite")
+
+
+def test_a_model_that_takes_none_of_the_sizes_tried_is_not_compared_in_silence(tmp_path):
+    first, second = keras.Input((4,)), keras.Input((None, 4))
+    model = keras.Model([first, second], keras.layers.Reshape((7, 4))(second) + first[:, None])
+    with pytest.warns(UserWarning, match="has not been compared with the model"):
+        tfd.export_litert(model, tmp_path / "model.tflite")
