@@ -61,14 +61,7 @@ def correlation(
         [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
     check_options(max_displacement, kernel_size, stride, displacement_stride, padding)
-    first = validation.floating("first", first)
-    first = validation.shaped("first", first, [None] * 4, "[batch, height, width, channels]")
-    second = validation.floating("second", second)
-    second = validation.shaped("second", second, validation.sizes(first), "that of first")
-    if second.dtype != first.dtype:
-        raise TypeError(
-            f"second must have the dtype of first, {first.dtype.name}, received {second.dtype.name}"
-        )
+    first, second = pair(first, second)
     least = 2 * (max_displacement + kernel_size // 2 - padding) + 1
     first = _at_least(least, first)
     wide = tf.float64 if first.dtype == tf.float64 else tf.float32
@@ -89,6 +82,19 @@ def check_options(max_displacement, kernel_size, stride, displacement_stride, pa
     )
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd int, received {kernel_size}")
+
+
+def pair(first, second):
+    """Returns two maps `[batch, height, width, channels]`, checked to be alike."""
+    first = validation.floating("first", first)
+    first = validation.shaped("first", first, [None] * 4, "[batch, height, width, channels]")
+    second = validation.floating("second", second)
+    second = validation.shaped("second", second, validation.sizes(first), "that of first")
+    if second.dtype != first.dtype:
+        raise TypeError(
+            f"second must have the dtype of first, {first.dtype.name}, received {second.dtype.name}"
+        )
+    return first, second
 
 
 def _at_least(least, first):
