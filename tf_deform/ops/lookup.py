@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tf_deform import compiled
 from tf_deform.annotations import Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.correlation import pair, stacked, summed
@@ -29,7 +30,8 @@ def correlation_lookup(
     pixels left is 0.
 
     Samples of `second` are taken for this flow alone. `correlation_pyramid` and `pyramid_lookup`
-    give the same numbers: take them for many flows between the same maps, if they are small.
+    give the same numbers: take them for many flows between the same maps, if they are small, and
+    for what is exported with a large radius, where this one is written out for each displacement.
 
     Args:
         first: `[batch, height, width, channels]`, any floating dtype.
@@ -174,6 +176,10 @@ def _costs(first, second, y, x, radius):
         places = [y + tf.cast(dy, y.dtype), x + tf.cast(dx, x.dtype)]
         return tf.reduce_sum(first * sample_axes(second, places, "bilinear", "zeros"), axis=-1)
 
+    def forward(*tensors):
+        sizes = validation.sizes(first)[:2]
+        return stacked(moves, lambda dy, dx: cost(tensors, dy, dx), sizes, first.dtype)
+
     @tf.custom_gradient
     def costs(*tensors):
         def derive(upstream):
@@ -188,10 +194,10 @@ def _costs(first, second, y, x, radius):
 
             return summed(moves, step, *map(tf.zeros_like, tensors))
 
-        sizes = validation.sizes(first)[:2]
-        return stacked(moves, lambda dy, dx: cost(tensors, dy, dx), sizes, first.dtype), derive
+        return forward(*tensors), derive
 
-    return costs(first, second, y, x)
+    # A SavedModel cannot hold gradients of custom gradients, of which the samples have some.
+    return (forward if compiled.traced_for_export() else costs)(first, second, y, x)
 
 
 # Arguments
