@@ -130,7 +130,6 @@ def test_no_samples_are_kept_for_the_gradient():
 # Graphs, sizes, exports
 
 
-@BOTH
 @EACH
 def test_values_and_gradients_are_the_same_under_xla_and_with_free_sizes(form, rng):
     def derived(*arguments):
@@ -168,8 +167,7 @@ def test_a_model_is_exported_with_free_sizes(form, rng, tmp_path):
     model.export(tmp_path / "saved", verbose=False)
     served = tf.saved_model.load(tmp_path / "saved").serve(arguments)
     assert relative_error(served, expected) < TOLERANCE["float32"]
-    for suffix, export in (("onnx", tfd.export_onnx), ("tflite", tfd.export_litert)):
-        export(model, tmp_path / f"model.{suffix}")  # which compares what the file returns
+    tfd.export_litert(model, tmp_path / "model.tflite")  # which compares what the file returns
 
 
 # Learning

@@ -67,7 +67,7 @@ def correlation_lookup(
     axes = [tf.reshape(axis, [batch, height * width]) for axis in _places(flow, first)]
     features = tf.reshape(first, [batch, height * width, channels])
     costs = [
-        _costs(features, level, *(axis / 2**exponent for axis in axes), radius)
+        _costs(features, level, [axis / 2**exponent for axis in axes], radius)
         for exponent, level in enumerate(levels)
     ]
     return tf.reshape(
@@ -164,8 +164,8 @@ def pyramid_lookup(pyramid: Sequence[Tensor], flow: Tensor, *, radius: int) -> T
     return tf.concat(costs, axis=-1)
 
 
-def _costs(first, second, y, x, radius):
-    """Returns `[batch, queries, displacements]`: products with samples around places y and x.
+def _costs(first, second, places, radius):
+    """Returns `[batch, queries, displacements]`: products with samples around places [y, x].
 
     first: `[batch, queries, channels]`. The gradient samples again, or all would be kept for it.
     """
@@ -173,8 +173,8 @@ def _costs(first, second, y, x, radius):
 
     def cost(tensors, dy, dx):
         first, second, y, x = tensors
-        places = [y + tf.cast(dy, y.dtype), x + tf.cast(dx, x.dtype)]
-        return tf.reduce_sum(first * sample_axes(second, places, "bilinear", "zeros"), axis=-1)
+        moved = [y + tf.cast(dy, y.dtype), x + tf.cast(dx, x.dtype)]
+        return tf.reduce_sum(first * sample_axes(second, moved, "bilinear", "zeros"), axis=-1)
 
     def forward(*tensors):
         sizes = validation.sizes(first)[:2]
@@ -197,7 +197,7 @@ def _costs(first, second, y, x, radius):
         return forward(*tensors), derive
 
     # A SavedModel cannot hold gradients of custom gradients, of which the samples have some.
-    return (forward if compiled.traced_for_export() else costs)(first, second, y, x)
+    return (forward if compiled.traced_for_export() else costs)(first, second, *places)
 
 
 # Arguments
