@@ -255,6 +255,27 @@ def test_one_trace_takes_images_of_every_rank(name, rng):
         traced(np.zeros([1] * 5, "float32"))
 
 
+@pytest.mark.parametrize("name", ("dense_image_warp", "interpolate_bilinear", "sparse_image_warp"))
+def test_one_trace_takes_what_has_its_rank_at_run_time_alone(name, rng):
+    image = rng.normal(size=(1, HEIGHT, WIDTH, CHANNELS)).astype("float32")
+    flow, points = (rng.normal(size=(1, *n, 2)).astype("float32") for n in ([HEIGHT, WIDTH], [5]))
+    function, *arguments = {
+        "dense_image_warp": (addons.dense_image_warp, image, flow),
+        "interpolate_bilinear": (addons.interpolate_bilinear, image, points),
+        "sparse_image_warp": (
+            lambda *each: addons.sparse_image_warp(*each)[0],
+            image,
+            points,
+            points + np.float32(0.3),
+        ),
+    }[name]
+    traced = tf.function(function, input_signature=[tf.TensorSpec(None)] * len(arguments))
+    assert relative_error(traced(*arguments), function(*arguments)) < TOLERANCE["float32"]
+    first, *others, last = arguments
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have shape"):
+        traced(first, *others, last[0])
+
+
 def test_sparse_warp_moves_control_points_and_keeps_the_boundary(rng):
     image = rng.normal(size=(HEIGHT, WIDTH))
     source = np.array([[[1.0, 2.0], [3.0, 3.0], [2.0, 5.0]]])

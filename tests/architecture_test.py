@@ -57,7 +57,7 @@ compiled
 ops.validation ops.symbolic
 ops.gathering
 ops.sampling
-ops.bins ops.deformable_conv ops.displacement
+ops.bins ops.correlation ops.deformable_conv ops.displacement
 ops.regions
 ops.*
 ops
@@ -244,6 +244,9 @@ thin_plate_spline_grid(displacements, output_size, *, control_points=(4, 4), ali
 grid_sample(inputs, grid, *, interpolation="bilinear", padding_mode="zeros", align_corners=False)
 correlation(first, second, *, max_displacement, kernel_size=1, stride=1, displacement_stride=1,
     padding=0)
+correlation_lookup(first, second, flow, *, radius, num_levels=1)
+correlation_pyramid(first, second, *, num_levels=1)
+pyramid_lookup(pyramid, flow, *, radius)
 warp(inputs, flow, *, interpolation="bilinear", padding_mode="border")
 integrate_velocity(velocity, *, steps=7)
 compose_flows(first, second)

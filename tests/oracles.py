@@ -653,6 +653,48 @@ def correlation(
     return result
 
 
+def correlation_lookup(first, second, flow, *, radius, num_levels=1):
+    """Returns [batch, rows, columns, levels * displacements], products with samples about a flow.
+
+    A level is the one before it, averaged over two by two pixels; a last odd one is left out.
+    """
+    first, second, flow = _float64(first), _float64(second), _float64(flow)
+    around = list(itertools.product(range(-radius, radius + 1), repeat=2))
+    result = np.zeros((*first.shape[:3], num_levels, len(around)))
+    for level in range(num_levels):
+        for b, y, x in np.ndindex(*first.shape[:3]):
+            middle = (np.array([y, x]) + flow[b, y, x]) / 2**level
+            for channel, displacement in enumerate(around):
+                seen = linear_sample(second[b], middle + displacement)
+                product = np.sum(first[b, y, x] * seen) / math.sqrt(first.shape[-1])
+                result[b, y, x, level, channel] = product
+        second = _halved(second)
+    return result.reshape(*first.shape[:3], -1)
+
+
+def correlation_pyramid(first, second, *, num_levels=1):
+    """Returns a list of [batch, rows, columns, rows / 2^level, columns / 2^level], all products."""
+    first, second = _float64(first), _float64(second)
+    pyramid = []
+    for _ in range(num_levels):
+        volume = np.zeros((*first.shape[:3], *second.shape[1:3]))
+        for b, y, x, i, j in np.ndindex(*volume.shape):
+            product = np.sum(first[b, y, x] * second[b, i, j]) / math.sqrt(first.shape[-1])
+            volume[b, y, x, i, j] = product
+        pyramid.append(volume)
+        second = _halved(second)
+    return pyramid
+
+
+def _halved(maps):
+    batch, height, width, channels = maps.shape
+    result = np.zeros((batch, height // 2, width // 2, channels))
+    for i, j in np.ndindex(*result.shape[1:3]):
+        cell = maps[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        result[:, i, j] = np.mean(cell, axis=(1, 2))
+    return result
+
+
 def _patch(image, y, x, radius):
     return image[y - radius : y + radius + 1, x - radius : x + radius + 1]
 

@@ -70,6 +70,15 @@ CALLS = {
     "resize_flow": ([image(2, 9, 7, 2), (4, 5)], {}),
     "jacobian_determinant": ([image(2, 9, 7, 2)], {}),
     "warp_points": ([5 * image(2, 6, 3, 2), image(2, 9, 7, 2)], {}),
+    "correlation_lookup": (
+        [FEATURES, image(2, 9, 7, 4), image(2, 9, 7, 2)],
+        {"radius": 1, "num_levels": 2},
+    ),
+    "correlation_pyramid": ([FEATURES, image(2, 9, 7, 4)], {"num_levels": 2}),
+    "pyramid_lookup": (
+        [[image(2, 3, 4, 5, 6), image(2, 3, 4, 2, 3)], image(2, 3, 4, 2)],
+        {"radius": 1},
+    ),
     "correlation": ([FEATURES, image(2, 9, 7, 4)], {"max_displacement": 2, "padding": 1}),
     "resampler": ([FEATURES, 5 * image(2, 6, 2)], {}),
     "interpolate_bilinear": ([FEATURES, 5 * image(2, 6, 2)], {}),

@@ -29,6 +29,11 @@ def sampling() -> None:
     tfd.ops.weighted_sample(IMAGES, grid, weights=None, image_index=INDEX)
     tfd.ops.warp(IMAGES, tfd.ops.integrate_velocity(IMAGES, steps=3), padding_mode="reflection")
     tfd.ops.correlation(IMAGES, IMAGES, max_displacement=4, displacement_stride=2, padding=4)
+    tfd.ops.correlation_lookup(IMAGES, keras.Input((9, 7, 3)), grid, radius=4, num_levels=2)
+    tfd.ops.pyramid_lookup(tfd.ops.correlation_pyramid(IMAGES, IMAGES), grid, radius=4)
+    tfd.ops.correlation_lookup(IMAGES, IMAGES, grid)  # type: ignore[call-arg]
+    tfd.ops.correlation_pyramid(IMAGES, IMAGES, num_levels="4")  # type: ignore[arg-type]
+    tfd.ops.pyramid_lookup(4, grid, radius=4)  # type: ignore[arg-type]
     tfd.ops.correlation(IMAGES, IMAGES)  # type: ignore[call-arg]
     tfd.ops.correlation(IMAGES, IMAGES, max_displacement=0.5)  # type: ignore[arg-type]
     tfd.ops.sample(IMAGES, grid, interpolation="cubic")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the functions here share: images of rank 2 to 4, and the dtype of positions."""
+"""What the functions here share: ranks known at run time alone, and the dtype of positions."""
 
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -24,6 +24,17 @@ def traceable(function: Callable[Parameters, Result]) -> Traceable[Parameters, R
     traced = tf.function(function, autograph=False)
     function.get_concrete_function = traced.get_concrete_function  # type: ignore[attr-defined]
     return function  # type: ignore[return-value]
+
+
+def of_rank(name, tensor, rank, meaning):
+    """Returns a floating-point tensor; where its rank is unknown it must be this one when run."""
+    tensor = validation.floating(name, tensor)
+    if tensor.shape.rank is None:
+        text = f"{name} must have shape {meaning}, received"
+        tensor = validation.satisfying(tensor, tf.rank(tensor) == rank, text, tf.shape(tensor))
+        tensor = tf.reshape(tensor, tf.shape(tensor))  # ensure_shape waits for the check so
+        tensor = tf.ensure_shape(tensor, [None] * rank)
+    return tensor
 
 
 def to_rank_4(name, images):

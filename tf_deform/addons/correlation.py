@@ -26,7 +26,8 @@ class CorrelationCost(Layer):
     """Returns `[batch, out_height, out_width, (2r + 1)^2]`: how alike patches of two maps are.
 
     With r displacements of `stride_2` pixels to every side, r being `max_displacement // stride_2`.
-    `tfd.ops.correlation` states the formula.
+    `tfd.ops.correlation` states the formula. Addons' CPU kernel has other values where `stride_1`
+    is above 1 and `pad` above 0, see docs/addons.md: here they are those of its GPU kernel.
 
     Args:
         kernel_size: of the patches, in pixels, odd.

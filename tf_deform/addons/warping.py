@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import tensorflow as tf
 
-from tf_deform.addons.arguments import same_dtype, to_rank, to_rank_4, traceable
+from tf_deform.addons.arguments import of_rank, same_dtype, to_rank, to_rank_4, traceable
 from tf_deform.annotations import Indexing, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.displacement import warped
@@ -86,7 +86,7 @@ def interpolate_bilinear(
         grid = _images("grid", grid, least=2)
         points = validation.shaped(
             "query_points",
-            validation.floating("query_points", query_points),
+            of_rank("query_points", query_points, 3, "[batch, n, 2]"),
             [validation.sizes(grid)[0], None, 2],
             "[batch, n, 2]",
         )
@@ -129,7 +129,7 @@ def dense_image_warp(image: Tensor, flow: Tensor, name: str | None = None) -> Te
         image = _images("image", image, least=2)
         flow = validation.shaped(
             "flow",
-            validation.floating("flow", flow),
+            of_rank("flow", flow, 4, "[batch, height, width, 2]"),
             [*validation.sizes(image)[:3], 2],
             "[batch, height, width, 2]",
         )
@@ -273,8 +273,8 @@ def interpolate_spline(
 
 def _images(name, images, least=0):
     """Returns images `[batch, height, width, channels]`, checked."""
-    images = validation.floating(name, images)
-    images = validation.shaped(name, images, [None] * 4, "[batch, height, width, channels]")
+    meaning = "[batch, height, width, channels]"
+    images = validation.shaped(name, of_rank(name, images, 4, meaning), [None] * 4, meaning)
     text = f"{name} must be at least {least} pixels high and wide, received"
     for size in validation.sizes(images)[1:3]:
         if not validation.is_static(size):
@@ -286,15 +286,13 @@ def _images(name, images, least=0):
 
 def _control_points(source, dest, batch):
     """Returns both `[batch, n, 2]` in one dtype, checked, and the dtype."""
+    meaning = "[batch, n, 2]"
     name = "source_control_point_locations"
-    source = validation.shaped(
-        name, validation.floating(name, source), [batch, None, 2], "[batch, n, 2]"
-    )
+    source = of_rank(name, source, 3, meaning)
+    source = validation.shaped(name, source, [batch, None, 2], meaning)
     name = "dest_control_point_locations"
-    count = validation.sizes(source)[1]
-    dest = validation.shaped(
-        name, validation.floating(name, dest), [batch, count, 2], "[batch, n, 2]"
-    )
+    dest = of_rank(name, dest, 3, meaning)
+    dest = validation.shaped(name, dest, [batch, validation.sizes(source)[1], 2], meaning)
     return same_dtype(source, dest)
 
 

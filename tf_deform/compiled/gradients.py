@@ -114,7 +114,9 @@ def _second(form, arguments, given, upstream, targets):
     given: what form's own gradient took. upstream: one tensor for each of the targets, which may be
     wider than they are.
     """
-    sources = [*arguments, given]
+    # Copies in this graph: in a loop's gradient, tapes do not see tensors of the loop itself.
+    sources = [tf.identity(each) for each in (*arguments, given)]
+    *arguments, given = sources
     with tf.GradientTape() as outer:
         outer.watch(sources)
         with tf.GradientTape() as inner:

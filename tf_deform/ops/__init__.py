@@ -24,6 +24,7 @@ from tf_deform.ops.grids import (
     projective_grid,
     thin_plate_spline_grid,
 )
+from tf_deform.ops.lookup import correlation_lookup, correlation_pyramid, pyramid_lookup
 from tf_deform.ops.roi_pooling import (
     deformable_ps_roi_pool,
     deformable_roi_pool,
@@ -37,6 +38,8 @@ __all__ = [
     "affine_grid",
     "compose_flows",
     "correlation",
+    "correlation_lookup",
+    "correlation_pyramid",
     "dcnv3",
     "dcnv4",
     "deformable_conv",
@@ -50,6 +53,7 @@ __all__ = [
     "multi_scale_roi_align",
     "projective_grid",
     "ps_roi_align",
+    "pyramid_lookup",
     "resize_flow",
     "roi_align",
     "sample",

@@ -44,7 +44,8 @@ def correlation(
 
     Returns:
         Means in the dtype of the inputs, half precision summed in float32. Gradients go to both
-        maps. In memory are one displacement at a time and the output.
+        maps. In memory are the products of one displacement at a time, and the means over channels
+        of every pixel: the output, and at other strides `stride^2` times as much.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
@@ -60,22 +61,17 @@ def correlation(
         [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
     check_options(max_displacement, kernel_size, stride, displacement_stride, padding)
-    first = validation.floating("first", first)
-    first = validation.shaped("first", first, [None] * 4, "[batch, height, width, channels]")
-    second = validation.floating("second", second)
-    second = validation.shaped("second", second, validation.sizes(first), "that of first")
-    if second.dtype != first.dtype:
-        raise TypeError(
-            f"second must have the dtype of first, {first.dtype.name}, received {second.dtype.name}"
-        )
+    first, second = pair(first, second)
     least = 2 * (max_displacement + kernel_size // 2 - padding) + 1
     first = _at_least(least, first)
     wide = tf.float64 if first.dtype == tf.float64 else tf.float32
     maps = [_frame(tf.cast(each, wide), padding) for each in (first, second)]
     reach = max_displacement // displacement_stride * displacement_stride
     steps = range(max_displacement - reach, max_displacement + reach + 1, displacement_stride)
-    windows = _Windows(max_displacement, list(steps), kernel_size, stride)
-    return tf.cast(windows.costs(*maps), first.dtype)
+    costs = _Windows(max_displacement, list(steps)).costs(*maps)
+    if kernel_size > 1 or stride > 1:
+        costs = tf.nn.avg_pool2d(costs, kernel_size, stride, "VALID")
+    return tf.cast(costs, first.dtype)
 
 
 def check_options(max_displacement, kernel_size, stride, displacement_stride, padding):
@@ -86,6 +82,19 @@ def check_options(max_displacement, kernel_size, stride, displacement_stride, pa
     )
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd int, received {kernel_size}")
+
+
+def pair(first, second):
+    """Returns two maps `[batch, height, width, channels]`, checked to be alike."""
+    first = validation.floating("first", first)
+    first = validation.shaped("first", first, [None] * 4, "[batch, height, width, channels]")
+    second = validation.floating("second", second)
+    second = validation.shaped("second", second, validation.sizes(first), "that of first")
+    if second.dtype != first.dtype:
+        raise TypeError(
+            f"second must have the dtype of first, {first.dtype.name}, received {second.dtype.name}"
+        )
+    return first, second
 
 
 def _at_least(least, first):
@@ -104,11 +113,9 @@ class _Windows(NamedTuple):
 
     margin: int
     offsets: list[int]  # of the windows' corners, along each axis
-    kernel_size: int
-    stride: int
 
     def costs(self, first, second):
-        """Returns `[batch, rows, columns, displacements]` of padded maps.
+        """Returns `[batch, rows, columns, displacements]`: means over the channels of padded maps.
 
         The gradient cuts the windows out again, or all of them would be kept for it.
         """
@@ -124,63 +131,66 @@ class _Windows(NamedTuple):
 
     def _costs(self, first, second):
         first = self._inner(first)
-        batch, height, width, _ = sizes = validation.sizes(first)
+        sizes = validation.sizes(first)
 
         def cost(y, x):
-            window = tf.slice(second, [0, y, x, 0], sizes)
-            means = tf.reduce_mean(first * window, axis=-1, keepdims=True)
-            return tf.nn.avg_pool2d(means, self.kernel_size, self.stride, "VALID")
+            return tf.reduce_mean(first * tf.slice(second, [0, y, x, 0], sizes), axis=-1)
 
-        if compiled.traced_for_export():  # LiteRT has no arrays of tensors of free sizes
-            return tf.concat([cost(y, x) for y in self.offsets for x in self.offsets], axis=-1)
-
-        def step(index, y, x, found):
-            return [found.write(index, cost(y, x))]
-
-        (found,) = self._loop(step, tf.TensorArray(first.dtype, len(self.offsets) ** 2))
-        space = [(size - self.kernel_size) // self.stride + 1 for size in (height, width)]
-        found = tf.reshape(found.stack(), [len(self.offsets) ** 2, batch, *space])
-        return tf.transpose(found, [1, 2, 3, 0])  # [batch, rows, columns, displacements]
+        return stacked(self.offsets, cost, sizes[:3], first.dtype)
 
     def _gradients(self, first, second, upstream):
         inner, outer = self._inner(first), validation.sizes(second)
-        batch, height, width, channels = sizes = validation.sizes(inner)
-        upstream = tf.transpose(upstream, [3, 0, 1, 2])  # [displacements, batch, rows, columns]
+        sizes = validation.sizes(inner)
+        count = tf.cast(sizes[-1], first.dtype)
+        upstream = tf.transpose(upstream / count, [3, 0, 1, 2])  # displacements first
         far = 2 * self.margin
         around = _frame(inner, far)
 
         def step(index, y, x, of_first, of_second):
-            share = tf.raw_ops.AvgPoolGrad(
-                orig_input_shape=[batch, height, width, 1],
-                grad=upstream[index, ..., None],
-                ksize=[1, self.kernel_size, self.kernel_size, 1],
-                strides=[1, self.stride, self.stride, 1],
-                padding="VALID",
-            )
+            share = tf.expand_dims(upstream[index], -1)  # [batch, rows, columns, 1]
             of_first += share * tf.slice(second, [0, y, x, 0], sizes)
             back = [0, far - y, far - x, 0]  # where all that moved by (y, x) is at its place
             moved = tf.slice(_frame(share, far), back, [*outer[:3], 1])
             return of_first, of_second + moved * tf.slice(around, back, outer)
 
-        sums = self._loop(step, tf.zeros_like(inner), tf.zeros_like(second))
-        count = tf.cast(channels, first.dtype)
-        return _frame(sums[0], self.margin) / count, sums[1] / count
+        of_first, of_second = summed(
+            self.offsets, step, tf.zeros_like(inner), tf.zeros_like(second)
+        )
+        return _frame(of_first, self.margin), of_second
 
     def _inner(self, first):
         """Returns the map without the margin, where the patches are."""
         _, height, width, _ = validation.sizes(first)
         return first[:, self.margin : height - self.margin, self.margin : width - self.margin]
 
-    def _loop(self, step, *sums):
-        """Returns the sums after a step for each window, one at a time."""
-        places, count = tf.constant(self.offsets), len(self.offsets)
 
-        def body(index, *sums):
-            return index + 1, *step(index, places[index // count], places[index % count], *sums)
+def stacked(moves, cost, sizes, dtype):
+    """Returns `[*sizes, displacements]`: the costs `[*sizes]` by a move in y and one in x.
 
-        return tf.while_loop(
-            lambda *_: True, body, (0, *sums), parallel_iterations=1, maximum_iterations=count**2
-        )[1:]
+    They are computed one after the other, so that what each needs is in memory alone.
+    """
+    if compiled.traced_for_export():  # LiteRT has no arrays of tensors of free sizes
+        costs = [tf.expand_dims(cost(y, x), -1) for y in moves for x in moves]
+        return tf.concat(costs, axis=-1)
+
+    def step(index, y, x, found):
+        return [found.write(index, cost(y, x))]
+
+    (found,) = summed(moves, step, tf.TensorArray(dtype, len(moves) ** 2))
+    found = tf.reshape(found.stack(), [len(moves) ** 2, *sizes])
+    return tf.transpose(found, [*range(1, len(sizes) + 1), 0])
+
+
+def summed(moves, step, *sums):
+    """Returns the sums after a step for each move in y and one in x, one at a time."""
+    places, count = tf.constant(moves), len(moves)
+
+    def body(index, *sums):
+        return index + 1, *step(index, places[index // count], places[index % count], *sums)
+
+    return tf.while_loop(
+        lambda *_: True, body, (0, *sums), parallel_iterations=1, maximum_iterations=count**2
+    )[1:]
 
 
 def _frame(maps, width):

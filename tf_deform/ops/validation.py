@@ -171,11 +171,11 @@ def check_shape(name, shape, expected, meaning):
     return unknown
 
 
-def listed(name, maps):
+def listed(name, maps, kind="feature maps"):
     """Returns `maps`. Raises ValueError unless they are a list or tuple, and not an empty one."""
     if not isinstance(maps, list | tuple) or not maps:
         received = "none" if isinstance(maps, list | tuple) else f"a {type(maps).__name__}"
-        raise ValueError(f"{name} must be a list of feature maps, received {received}")
+        raise ValueError(f"{name} must be a list of {kind}, received {received}")
     return maps
 
 
