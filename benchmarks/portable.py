@@ -1,6 +1,7 @@
 """Times the portable operators beside their peers, and measures their memory.
 
     python benchmarks/portable.py [--quick] [--rounds 15] [--only conv|transformer|memory]
+    python benchmarks/portable.py --against FOLDER [--only PART]  # of another checkout
 
 Everything is timed in one process and one run, in turns: each turn calls every contestant once
 untimed and once timed. What is printed are ratios of medians, over
@@ -12,8 +13,9 @@ untimed and once timed. What is printed are ratios of medians, over
 
 Training is the forward pass and the gradients of everything: inputs, kernel, offset and mask, or
 inputs and theta. Memory is the peak of TensorFlow's CPU allocator during one call beyond inputs,
-outputs and gradients, in column buffers: the samples of all taps (of the spatial transformer: its
-outputs). The results are written to benchmarks/results/portable.json.
+outputs and gradients, in MiB and in multiples of the data: of a convolution its column buffer,
+which are the samples of all taps, and of the other operators their outputs. The results are written
+to benchmarks/results/portable.json.
 """
 
 import argparse
@@ -29,12 +31,14 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import checkouts
 import numpy as np
 import tensorflow as tf
 
 import tf_deform as tfd
 
 THREADS = 2
+LARGE = [(1, 100, 168, 256, 256), (4, 100, 168, 64, 64), (1, 2048, 2048, 8, 8)]  # over 64 MiB
 CONVOLUTIONS = [  # batch, height, width, channels, filters
     (1, 56, 56, 64, 64),
     (8, 28, 28, 128, 128),
@@ -48,6 +52,7 @@ TARGETS = {
     "transformer with XLA": 0.5,
     "transformer without XLA": 1.2,
 }
+PARTS = ("conv", "large", "transformer", "memory", "others")
 RESULTS = Path(__file__).parent / "results" / "portable.json"
 
 
@@ -55,8 +60,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="three rounds, first shapes only")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", choices=("conv", "transformer", "memory"))
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--against", metavar="FOLDER", help="time another checkout's in turns")
     options = parser.parse_args()
+    if options.against:
+        checkouts.main(options.against, options.rounds, options.only or "all")
+        return
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     rounds = 3 if options.quick else options.rounds
     kept = slice(1) if options.quick else slice(None)
@@ -66,7 +75,7 @@ def main():
     if options.only in (None, "transformer"):
         results["transformer"] = time_transformers(TRANSFORMERS[kept], rounds)
     if options.only in (None, "memory"):
-        results["memory"] = measure_memory(kept)
+        results["memory"] = measure_memory(options.quick)
     if not options.quick and options.only is None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
@@ -154,6 +163,69 @@ def transformer_inputs(shape):
     return {"inputs": tf.constant(inputs), "theta": tf.constant(theta, tf.float32)}
 
 
+def operators(part):
+    """Returns (function, arguments) by name of the operators of a part, or of all."""
+    found = {}
+    for name, shapes in (("conv", CONVOLUTIONS), ("large", LARGE)):
+        if part in (name, "all"):
+            for shape in shapes:
+                found[f"convolution {shape}"] = deformable, [*convolution_inputs(shape).values()]
+    if part in ("transformer", "all"):
+        for shape in TRANSFORMERS:
+            found[f"transformer {shape}"] = transformer, [*transformer_inputs(shape).values()]
+    if part in ("others", "all"):
+        found.update(other_operators())
+    return found
+
+
+def other_operators():
+    rng = np.random.default_rng(0)
+    levels = [(60, 75), (30, 38), (15, 19)]
+
+    def normal(*shape):
+        return tf.constant(rng.normal(size=shape), tf.float32)
+
+    def boxes_of(count, height, width):
+        start = rng.uniform(0, 0.7, [count, 2]) * [width, height]
+        size = rng.uniform(0.05, 0.3, [count, 2]) * [width, height]
+        return tf.constant(np.concatenate([start, start + size], axis=1), tf.float32)
+
+    def pool(name, count, **options):
+        index = tf.zeros([count], tf.int32)
+        call = getattr(tfd.ops, name)
+        return lambda features, boxes, *offset: call(
+            features, boxes, index, *offset, output_size=7, **options
+        )
+
+    def attention(locations, weights, *values):
+        weights = tf.reshape(tf.nn.softmax(weights), locations.shape[:-1])
+        return tfd.ops.multi_scale_deformable_attention(values, locations, weights)
+
+    def dcn(inputs, offset, mask):
+        return tfd.ops.dcnv3(inputs, offset, mask, 3, padding="same")
+
+    locations = tf.constant(rng.uniform(size=[1, 5625, 8, 3, 4, 2]), tf.float32)
+    maps = [normal(1, *space, 256) for space in levels]
+    features, boxes = normal(1, 100, 167, 256), boxes_of(1000, 100, 167)
+    small, few = normal(1, 50, 84, 98), boxes_of(128, 50, 84)
+    return {
+        "roi_align 1000x7x7x256": (
+            pool("roi_align", 1000, sampling_ratio=2),
+            [features, boxes],
+        ),
+        "deformable_roi_pool 128x7x7x98": (
+            pool("deformable_roi_pool", 128, sampling_ratio=2),
+            [small, few, normal(128, 7, 7, 2)],
+        ),
+        "ps_roi_align 128x7x7x2": (pool("ps_roi_align", 128, sampling_ratio=2), [small, few]),
+        "attention, encoder": (attention, [locations, normal(1, 5625, 8, 12), *maps]),
+        "dcnv3 8x28x28x128": (
+            dcn,
+            [normal(8, 28, 28, 128), normal(8, 28, 28, 144), normal(8, 28, 28, 72)],
+        ),
+    }
+
+
 def torch_calls(inputs, theta, memory_format):
     import torch
 
@@ -181,6 +253,15 @@ def torch_calls(inputs, theta, memory_format):
 # Timing
 
 
+def timed(call):
+    """Returns the seconds of a call that follows another one."""
+    time.sleep(0.005)  # lets the threads of the one before stop spinning
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def in_turns(contestants, rounds):
     """Returns the median seconds of each call, taken in turns. Names are (contestant, pass)."""
     for call in contestants.values():
@@ -189,11 +270,7 @@ def in_turns(contestants, rounds):
     for turn in range(rounds):
         show(f"round {turn + 1} of {rounds}")
         for name, call in contestants.items():
-            time.sleep(0.005)  # lets the threads of the one before stop spinning
-            call()
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(call))
     show("")
     return {name: statistics.median(each) for name, each in times.items()}
 
@@ -286,28 +363,22 @@ def mean(values):
 # Memory
 
 
-def measure_memory(kept):
-    print("\nPeak memory beyond inputs, outputs and gradients, in column buffers (limit 3)")
+def measure_memory(quick):
+    print("\nPeak memory beyond inputs, outputs and gradients: MiB (multiples of the data)")
     results = {}
-    cases = [("convolution", shape) for shape in CONVOLUTIONS[kept]]
-    cases += [("transformer", shape) for shape in TRANSFORMERS[kept]]
-    for kind, shape in cases:
-        if kind == "convolution":
-            inputs, function = convolution_inputs(shape), deformable
-            column = 4 * math.prod(shape[:3]) * 9 * shape[3]
-        else:
-            inputs, function = transformer_inputs(shape), transformer
-            column = 4 * math.prod(shape)
+    for name, (function, arguments) in operators("conv" if quick else "all").items():
         found = {}
         for jit in (False, True):
-            calls = compiled_calls(function, list(inputs.values()), jit)
+            calls = compiled_calls(function, arguments, jit)
+            output = 4 * int(tf.size(calls["forward"]()))
+            data = 4 * 9 * int(tf.size(arguments[0])) if "convolution" in name else output
             for each, call in calls.items():
                 # In training the upstream gradient, scaled, is given and no part of the operator.
-                given = 4 * tf.size(call()[0]).numpy() if each == "training" else 0
-                found[each + (" XLA" if jit else "")] = (peak_memory(call) - given) / column
-        results[f"{kind} {shape}"] = found
-        cells = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
-        print(f"  {kind:12} {'x'.join(map(str, shape)):16} {cells}")
+                peak = peak_memory(call) - (output if each == "training" else 0)
+                found[each + (" XLA" if jit else "")] = peak / 2**20, peak / data
+        results[name] = found
+        cells = (f"{each} {peak:.0f} ({multiple:.1f})" for each, (peak, multiple) in found.items())
+        print(f"  {name:34}{'  '.join(cells)}", flush=True)
     return results
 
 

@@ -55,7 +55,7 @@ compiled.loading
 compiled.*
 compiled
 ops.validation ops.symbolic
-ops.gathering
+ops.gathering ops.turns
 ops.sampling
 ops.bins ops.correlation ops.deformable_conv ops.displacement
 ops.regions

@@ -21,7 +21,7 @@ from tf_deform.compiled.choice import (
     traced_with,
     use_implementation,
 )
-from tf_deform.compiled.gradients import portable
+from tf_deform.compiled.gradients import portable, second_gradients
 from tf_deform.compiled.tracing import in_save_context, traced_for_export
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "deformable_conv",
     "in_save_context",
     "portable",
+    "second_gradients",
     "set_implementation",
     "stays_on_cpu",
     "supports_jit",

@@ -74,7 +74,7 @@ def _sample_second(op, upstream, targets):
     def form(values, points, weights=None):
         return portable_forms["WeightedSample"](values, points, weights, index, units)
 
-    *found, last = _second(form, arguments, given, upstream, targets)
+    last, *found = second_gradients(form, arguments, given, upstream, targets)
     return [*found, *([] if index is None else [None]), last]
 
 
@@ -104,19 +104,20 @@ def _conv_second(_library, op, *upstream):
             inputs, kernel, offset, mask, before=before, **options
         )
 
-    *found, last = _second(form, arguments, given, upstream, range(len(upstream)))
+    last, *found = second_gradients(form, arguments, given, upstream)
     return [*found, None, last]
 
 
-def _second(form, arguments, given, upstream, targets):
-    """Returns the gradients, to arguments and `given`, of form's gradient with respect to targets.
+def second_gradients(form, arguments, given, upstream, targets=None):
+    """Returns the gradients, to `given` and arguments, of form's gradient with respect to targets.
 
     given: what form's own gradient took. upstream: one tensor for each of the targets, which may be
-    wider than they are.
+    wider than they are. targets: indices of arguments; None: all.
     """
     # Copies in this graph: in a loop's gradient, tapes do not see tensors of the loop itself.
-    sources = [tf.identity(each) for each in (*arguments, given)]
-    *arguments, given = sources
+    sources = [tf.identity(each) for each in (given, *arguments)]
+    given, *arguments = sources
+    targets = range(len(arguments)) if targets is None else targets
     with tf.GradientTape() as outer:
         outer.watch(sources)
         with tf.GradientTape() as inner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import tensorflow as tf
@@ -10,8 +9,11 @@ import tensorflow as tf
 from tf_deform import compiled, onnx_ops
 from tf_deform.annotations import Padding, PerAxis, Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.sampling import Table, sample_table
+from tf_deform.ops.sampling import Table, sum_dtype, sum_samples, unstacked
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.turns import sum_slices
+
+AT_ONCE = 2**26  # bytes of samples; above this their taps are taken in turns
 
 
 @operator
@@ -133,10 +135,30 @@ def _convolution_of_op(inputs, kernel, offset, mask, *, before, strides, dilatio
     return _convolve(geometry, groups, inputs, kernel, offset, mask)
 
 
-def _convolve(geometry, deformable_groups, inputs, kernel, offset, mask):
-    batch = validation.sizes(inputs)[0]
-    columns = _columns(geometry, deformable_groups, inputs, offset, mask)
-    out = _contract(geometry, columns, tf.cast(kernel, columns.dtype))
+def _convolve(geometry, groups, inputs, kernel, offset, mask):
+    batch, pixels, taps = validation.sizes(inputs)[0], math.prod(geometry.output), geometry.taps
+    table = Table.of(inputs, groups)
+    dtype = sum_dtype(inputs)
+    kernel = tf.reshape(tf.cast(kernel, dtype), [taps, -1, geometry.filters])
+    offset = geometry.by_tap(inputs, offset, groups)
+    masks = [] if mask is None else [tf.reshape(mask, [batch, pixels, groups, taps])]
+
+    def form(which, padded, kernel, offset, mask=None):
+        axes = geometry.axes(which, offset)
+        if mask is not None:
+            mask = tf.transpose(mask, [3, 0, 1, 2])
+        samples = sum_samples(table, padded, axes, mask, apart=True)
+        samples = tf.reshape(samples, [kernel.shape[0], -1, geometry.channels])
+        return _contract(geometry, samples, kernel)
+
+    out = sum_slices(
+        form,
+        [None, 0, 3, 3][: 3 + len(masks)],
+        [table.rows(), kernel, offset, *masks],
+        zeros=lambda: tf.zeros([batch * pixels, geometry.filters], dtype),
+        samples=[batch, pixels, geometry.channels, taps],
+        limit=AT_ONCE,
+    )
     return tf.cast(tf.reshape(out, [batch, *geometry.output, geometry.filters]), inputs.dtype)
 
 
@@ -173,35 +195,32 @@ class Geometry:
         self.output = output_sizes(space, pads, extents, self.strides)
         self.least = least_pixels(padding, extents)
 
-    def tap_positions(self, dtype):
-        """Returns `[output pixels, taps, rank]`: where the taps lie before they are moved."""
-        axes = [
-            tf.expand_dims(tf.range(size), 1) * stride - before + tf.range(count) * dilation
-            for size, stride, before, count, dilation in zip(
-                self.output,
-                self.strides,
-                self.before,
-                self.kernel_size,
-                self.dilation,
-                strict=True,
-            )
-        ]  # each [output size, kernel size]
-        shape = list(itertools.chain(self.output, self.kernel_size))
-        grids = []
-        for index, axis in enumerate(axes):
-            lone = [1] * (2 * self.rank)
-            lone[index], lone[self.rank + index] = -1, self.kernel_size[index]
-            grids.append(tf.broadcast_to(tf.reshape(axis, lone), shape))
-        positions = tf.stack(grids, axis=-1)
-        pixels = math.prod(self.output)
-        return tf.cast(tf.reshape(positions, [pixels, self.taps, self.rank]), dtype)
+    def by_tap(self, inputs, offset, groups):
+        """Returns the offset as `[batch, output pixels, groups, taps, rank]`, float32 or wider."""
+        wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
+        shape = [validation.sizes(inputs)[0], math.prod(self.output), groups, self.taps, self.rank]
+        return tf.reshape(tf.cast(offset, wide), shape)
+
+    def axes(self, which, offset):
+        """Returns for each axis where taps are moved: `[taps, batch, output pixels, groups]`.
+
+        which: `[taps]`, their numbers in the kernel. offset: as from `by_tap`, of these taps.
+        """
+        moves = unstacked(tf.transpose(offset, [4, 3, 0, 1, 2]))
+        pixel, tap = tf.range(math.prod(self.output)), tf.convert_to_tensor(which)
+        axes: list[tf.Tensor] = []
+        for axis in reversed(range(self.rank)):
+            start = pixel % self.output[axis] * self.strides[axis] - self.before[axis]
+            step = tap % self.kernel_size[axis] * self.dilation[axis]
+            at_rest = tf.reshape(step, [-1, 1, 1, 1]) + tf.reshape(start, [1, 1, -1, 1])
+            axes.insert(0, tf.cast(at_rest, offset.dtype) + moves[axis])
+            pixel, tap = pixel // self.output[axis], tap // self.kernel_size[axis]
+        return axes
 
     def positions(self, inputs, offset, groups):
         """Returns `[batch, output pixels, taps, deformable groups, rank]`: where taps are moved."""
-        wide = tf.float64 if tf.float64 in (inputs.dtype, offset.dtype) else tf.float32
-        at_rest = tf.expand_dims(self.tap_positions(wide), 2)  # [pixels, taps, 1, rank]
-        shape = [validation.sizes(inputs)[0], math.prod(self.output), groups, self.taps, self.rank]
-        return at_rest + tf.transpose(tf.reshape(tf.cast(offset, wide), shape), [0, 1, 3, 2, 4])
+        axes = self.axes(tf.range(self.taps), self.by_tap(inputs, offset, groups))
+        return tf.transpose(tf.stack(axes), [2, 3, 1, 4, 0])
 
 
 def explicit_padding(padding, space, extents, strides):
@@ -301,42 +320,64 @@ def _deformable_groups(offset, geometry):
     return groups
 
 
-def _columns(geometry, groups, inputs, offset, mask):
-    """Returns the samples `[batch * output pixels * taps, channels]`, times the mask."""
-    batch = validation.sizes(inputs)[0]
-    pixels = math.prod(geometry.output)
-    taps = geometry.taps
-    points = geometry.positions(inputs, offset, groups)
-    points = tf.reshape(points, [batch, pixels * taps, groups, 1, geometry.rank])
-    if mask is not None:
-        mask = tf.transpose(tf.reshape(mask, [batch, pixels, groups, taps]), [0, 1, 3, 2])
-        mask = tf.reshape(mask, [batch, pixels * taps, groups, 1])
-    return sample_table(Table.of(inputs, groups), points, mask)
+def _contract(geometry, samples, kernel):
+    """Returns `[pixels, filters]`: samples `[taps, pixels, channels]` times the kernel.
 
-
-def _contract(geometry, columns, kernel):
-    """Returns `[pixels, filters]`: the columns `[pixels * taps, channels]` times the kernel."""
+    kernel: `[taps, channels / groups, filters]`. The taps come first: XLA loops over the last axis,
+    and would compute a position for each element if it were taps and channels.
+    """
+    taps, inner, filters = kernel.shape
     groups = geometry.groups
-    inner = geometry.taps * geometry.channels // groups
     if groups == 1:
-        return _product(tf.reshape(columns, [-1, inner]), tf.reshape(kernel, [inner, -1]))
-    columns = tf.reshape(columns, [-1, geometry.taps, groups, geometry.channels // groups])
-    columns = tf.reshape(tf.transpose(columns, [2, 0, 1, 3]), [groups, -1, inner])
-    kernel = tf.transpose(tf.reshape(kernel, [inner, groups, -1]), [1, 0, 2])
-    out = tf.transpose(_product(columns, kernel), [1, 0, 2])  # [pixels, groups, filters / groups]
-    return tf.reshape(out, [-1, geometry.filters])
+        return _product(samples, kernel)
+    samples = tf.reshape(samples, [taps, -1, groups, inner])
+    samples = tf.reshape(tf.transpose(samples, [2, 1, 0, 3]), [groups, -1, taps * inner])
+    kernel = tf.transpose(tf.reshape(kernel, [taps * inner, groups, -1]), [1, 0, 2])
+    out = tf.transpose(tf.matmul(samples, kernel), [1, 0, 2])  # [pixels, groups, filters / groups]
+    return tf.reshape(out, [-1, filters])
 
 
 @tf.custom_gradient
-def _product(columns, kernel):
-    """Returns their matrix product, whose gradient lets the columns go before it makes their own.
+def _product(samples, kernel):
+    """Returns the sum over the taps of the products of samples and kernel.
 
-    columns: `[..., pixels, inner]`. kernel: `[..., inner, filters]`.
+    Its gradient lets the samples go before it makes their own.
     """
+    taps, channels, filters = kernel.shape
 
     def gradient(upstream):
-        kernel_gradient = tf.matmul(columns, upstream, transpose_a=True)
+        at_once = taps == 1 or compiled.in_save_context()
+        kernel_gradient = (_products_at_once if at_once else _products)(samples, upstream)
+        flat = tf.reshape(kernel, [taps * channels, filters])
         with tf.control_dependencies([kernel_gradient]):
-            return tf.matmul(upstream, kernel, transpose_b=True), kernel_gradient
+            by_pixel = tf.matmul(upstream, flat, transpose_b=True)
+        by_pixel = tf.reshape(by_pixel, [-1, taps, channels])
+        return tf.transpose(by_pixel, [1, 0, 2]), kernel_gradient
 
-    return tf.matmul(columns, kernel), gradient
+    return tf.reduce_sum(tf.matmul(samples, kernel), axis=0), gradient
+
+
+@tf.custom_gradient
+def _products(samples, values):
+    """Returns `[taps, channels, filters]`: the samples of each tap, transposed, times the values.
+
+    One tap after the other: XLA would compute the samples again, transposed, for all at once.
+    """
+    taps, _, channels = samples.shape
+    found = tf.TensorArray(samples.dtype, taps, element_shape=[channels, values.shape[1]])
+
+    def add(tap, found):
+        return tap + 1, found.write(tap, tf.matmul(samples[tap], values, transpose_a=True))
+
+    _, found = tf.while_loop(
+        lambda tap, _: tap < taps, add, (0, found), parallel_iterations=1, maximum_iterations=taps
+    )
+
+    def gradient(upstream):
+        return tf.matmul(values, upstream, transpose_b=True), _product(samples, upstream)
+
+    return found.stack(), gradient
+
+
+def _products_at_once(samples, values):
+    return tf.matmul(samples, tf.expand_dims(values, 0), transpose_a=True)

@@ -13,11 +13,11 @@ import tensorflow as tf
 
 from tf_deform import compiled
 
+_AT_ONCE = 4  # terms: those of a bilinear sample
 _LANES = 8  # what a vector of 256 bits holds in float32
 
 
-@tf.custom_gradient
-def gather_sum(table, index, weights, gradient_index):
+def gather_sum(table, index, weights, gradient_index, few=False):
     """Returns the weighted sums of table rows: sum over j of weights[j, n] * table[index[j, n]].
 
     Args:
@@ -25,27 +25,37 @@ def gather_sum(table, index, weights, gradient_index):
         index: `[terms, n]` int32 or int64 rows of the table.
         weights: `[terms, n]` in float32 or float64, the dtype of the sum.
         gradient_index: like `index`: the rows that gradients see, where those differ.
+        few: whether n is not much larger than the number of rows; only speed depends on it.
 
     Returns:
         `[n, channels]` in the dtype of `weights`.
     """
-    total = None
-    for term in range(index.shape[0]):
-        with _after(total):
-            rows = tf.cast(tf.gather(table, index[term]), weights.dtype)  # [n, channels]
-            weighted = rows * tf.expand_dims(weights[term], 1)
-        total = weighted if total is None else total + weighted
 
-    def gradient(upstream):
-        saved = compiled.in_save_context()
-        dot, scatter = (_dots, _scattered) if saved else (gather_dot, scatter_sum)
-        weight_gradient = dot(table, gradient_index, upstream)
-        with _after(weight_gradient):  # the table is freed by then
-            upstream = tf.identity(upstream)
-        table_gradient = scatter(weights, gradient_index, upstream, tf.shape(table)[0])
-        return tf.cast(table_gradient, table.dtype), None, weight_gradient, None
+    @tf.custom_gradient
+    def summed(table, weights):
+        total = None
+        for term in range(index.shape[0]):
+            with _after(total):
+                rows = tf.cast(tf.gather(table, index[term]), weights.dtype)  # [n, channels]
+                weighted = rows * tf.expand_dims(weights[term], 1)
+            total = weighted if total is None else total + weighted
 
-    return total, gradient
+        def gradient(upstream):
+            saved = compiled.in_save_context()
+            dot = _dots if saved else gather_dot
+            weight_gradient = dot(table, gradient_index, upstream)
+            with _after(weight_gradient):  # the table is freed by then
+                upstream = tf.identity(upstream)
+            rows = tf.shape(table)[0]
+            if saved:
+                table_gradient = _scattered(weights, gradient_index, upstream, rows)
+            else:
+                table_gradient = scatter_sum(weights, gradient_index, upstream, rows, few)
+            return tf.cast(table_gradient, table.dtype), weight_gradient
+
+        return total, gradient
+
+    return summed(table, weights)
 
 
 @tf.custom_gradient
@@ -60,35 +70,44 @@ def gather_dot(table, index, values):
 
 
 def _dots(table, index, values):
-    dots: list[tf.Tensor] = []
+    """Adds up every eighth channel, then the rest of all terms together.
+
+    XLA adds in the given order, which only side by side makes vectors; it would turn two sums of
+    one term into one.
+    """
+    parts: list[tf.Tensor] = []
     for term in range(index.shape[0]):
-        with _after(*dots[-1:]):
+        with _after(*parts[-1:]):
             rows = tf.cast(tf.gather(table, index[term]), values.dtype)  # [n, channels]
-        dots.append(_sum_channels(rows * values))
-    return tf.stack(dots)
+        parts.append(_sum_lanes(rows * values))
+    return tf.reduce_sum(tf.stack(parts), axis=-1)
 
 
-@tf.custom_gradient
-def scatter_sum(weights, index, values, rows):
+def scatter_sum(weights, index, values, rows, few=False):
     """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n]."""
 
-    def gradient(upstream):
-        return (
-            gather_dot(upstream, index, values),
-            None,
-            gather_sum(upstream, index, weights, index),
-            None,
-        )
+    @tf.custom_gradient
+    def summed(weights, values):
+        def gradient(upstream):
+            return (
+                gather_dot(upstream, index, values),
+                gather_sum(upstream, index, weights, index, few),
+            )
 
-    return _scattered(weights, index, values, rows), gradient
+        return _scattered(weights, index, values, rows, few), gradient
+
+    return summed(weights, values)
 
 
-def _scattered(weights, index, values, rows):
-    total = None
-    for term in range(index.shape[0]):
+def _scattered(weights, index, values, rows, few=False):
+    """Adds several terms at once if they are few: a sum takes time for every row of the table."""
+    step, total = _AT_ONCE if few else 1, None
+    for first in range(0, index.shape[0], step):
+        several = slice(first, first + step)
         with _after(total):
-            terms = tf.expand_dims(weights[term], 1) * values  # [n, channels]
-        added = tf.math.unsorted_segment_sum(terms, index[term], rows)
+            terms = tf.expand_dims(weights[several], 2) * values  # [step, n, channels]
+        terms = tf.reshape(terms, [-1, *terms.shape[2:]])
+        added = tf.math.unsorted_segment_sum(terms, tf.reshape(index[several], [-1]), rows)
         total = added if total is None else total + added
     return total
 
@@ -98,13 +117,9 @@ def _after(*tensors):
     return tf.control_dependencies([tensor for tensor in tensors if tensor is not None])
 
 
-def _sum_channels(products):
-    """Returns `[n]`: the sums over the channels of products `[n, channels]`.
-
-    Every eighth channel first: XLA adds in the given order, which only side by side makes vectors.
-    """
+def _sum_lanes(products):
+    """Returns `[n, 8]`, sums over every eighth channel, or all channels if they are not so many."""
     channels = products.shape[-1]
     if not channels or channels % _LANES:
-        return tf.reduce_sum(products, axis=-1)
-    lanes = tf.reshape(products, [-1, channels // _LANES, _LANES])
-    return tf.reduce_sum(tf.reduce_sum(lanes, axis=1), axis=-1)
+        return products
+    return tf.reduce_sum(tf.reshape(products, [-1, channels // _LANES, _LANES]), axis=1)

@@ -14,9 +14,11 @@ from tf_deform.annotations import Interpolation, PaddingMode, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.gathering import gather_sum
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.turns import sum_slices
 
 INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
+AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
@@ -161,7 +163,7 @@ def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
         for axis, size in zip(axes, table.space, strict=True)
     ]
     at_edge = _at_lower_edge(axes) if (interpolation, padding_mode) == _RAMP else None
-    out = _sum_taps(table, taps, table.first_rows(None), None, at_edge)
+    out = _sum_taps(table, table.rows(), taps, table.first_rows(None), None, at_edge)
     return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
 
 
@@ -332,18 +334,40 @@ def _sample_compiled(table, points, weights, image_index, rule):
 
 
 def _sample_portable(table, points, weights, image_index, rule):
-    rows, queries, *_ = validation.sizes(points)
-    points = tf.transpose(_positions(points, table), [4, 3, 0, 1, 2])
-    axes = [points[axis] for axis in range(len(table.space))]  # [points, rows, queries, groups]
-    if weights is not None:
-        weights = tf.transpose(weights, [3, 0, 1, 2])  # [points, rows, queries, groups]
+    rows, queries, groups, per_query, _ = validation.sizes(points)
+    channels = table.channels // table.groups
+
+    def form(_, padded, points, weights=None):
+        axes = unstacked(tf.transpose(points, [4, 3, 0, 1, 2]))
+        if weights is not None:
+            weights = tf.transpose(weights, [3, 0, 1, 2])
+        return sum_samples(table, padded, axes, weights, image_index, rule)
+
+    padded = table.rows()
+    sums = sum_slices(
+        form,
+        [None, 3] if weights is None else [None, 3, 3],
+        [padded, _positions(points, table), *([] if weights is None else [weights])],
+        zeros=lambda: tf.zeros([rows * queries * groups, channels], sum_dtype(padded)),
+        samples=[rows, queries, table.channels, per_query],
+        limit=AT_ONCE,
+    )
+    return tf.reshape(sums, [rows, queries, table.channels])
+
+
+def sum_samples(table, padded, axes, weights=None, image_index=None, rule="zeros", apart=False):
+    """Returns `[rows * queries * groups, channels / groups]`: sums of the weighted samples.
+
+    padded: table.rows(). axes: each `[points, rows, queries, groups]`; weights alike or None. With
+    `apart` the points are not added up, and come before the rows.
+    """
     taps = [
         _linear_taps(axis, size, functools.partial(place, rule=rule))
         for axis, size in zip(axes, table.space, strict=True)
     ]
     at_edge = _at_lower_edge(axes) if rule == "zeros" else None
-    out = _sum_taps(table, taps, table.first_rows(image_index), weights, at_edge)
-    return tf.reshape(out, [rows, queries, table.channels])
+    first = table.first_rows(image_index)
+    return _sum_taps(table, padded, taps, first, weights, at_edge, apart)
 
 
 @compiled.portable("WeightedSample")
@@ -353,6 +377,20 @@ def _sample_of_op(values, points, weights, image_index, units):
         axes = zip(reversed(tf.unstack(points, axis=-1)), table.space, strict=True)
         points = tf.stack([in_pixels(axis, size, units) for axis, size in axes], axis=-1)
     return _sample_portable(table, points, weights, image_index, "zeros")
+
+
+def unstacked(tensors):
+    """Returns a list of the tensors that are stacked in one.
+
+    LiteRT cannot unstack free sizes, and the gradient of an index is a tensor of zeros each.
+    """
+    parts = tf.split(tensors, tensors.shape[0], axis=0)
+    return [tf.squeeze(part, axis=0) for part in parts]
+
+
+def sum_dtype(values):
+    """Returns the dtype that sums of values are added up in."""
+    return tf.float64 if values.dtype == tf.float64 else tf.float32
 
 
 # Each axis contributes taps: pairs of a cell, which is the pixel's index in the padded axis, and
@@ -419,11 +457,12 @@ def _at_lower_edge(axes):
     return functools.reduce(tf.logical_or, [axis == -1 for axis in axes])
 
 
-def _sum_taps(table, taps, first_row, weights, at_edge):
+def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
     """Returns `[rows * queries * groups, channels / groups]`: sums over points and tap products.
 
-    taps: for each axis a list of (cell, weight), each `[points, rows, queries, groups]`.
-    first_row: `[rows, 1, groups]`. weights, at_edge: like the taps, or None.
+    padded: table.rows(). taps: for each axis a list of (cell, weight), each `[points, rows,
+    queries, groups]`. first_row: `[rows, 1, groups]`. weights, at_edge: like the taps, or None.
+    With `apart` the points are not added up, and come before the rows.
     """
     terms = [(first_row, None)]
     for axis, stride in zip(taps, table.strides[1:], strict=True):
@@ -432,16 +471,17 @@ def _sum_taps(table, taps, first_row, weights, at_edge):
             (row + cell, weight if product is None else product * weight)
             for (row, product), (cell, weight) in itertools.product(terms, axis)
         ]
-    sum_dtype = tf.float64 if table.maps[0].dtype == tf.float64 else tf.float32
-    product = tf.cast(tf.stack([product for _, product in terms]), sum_dtype)
+    wide = sum_dtype(padded)
+    product = tf.cast(tf.stack([product for _, product in terms]), wide)
     if weights is not None:
-        product *= tf.cast(weights, sum_dtype)
+        product *= tf.cast(weights, wide)
     rows = tf.stack([row for row, _ in terms])  # [terms, points, rows, queries, groups]
     seen = rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows.dtype), rows)
-    count = math.prod(rows.shape[:2])
+    count = math.prod(rows.shape[: 1 if apart else 2])
     return gather_sum(
-        table.rows(),
+        padded,
         tf.reshape(seen, [count, -1]),
         tf.reshape(product, [count, -1]),
         tf.reshape(rows, [count, -1]),
+        few=rows.shape[1] == 1,
     )

@@ -1,0 +1,169 @@
+"""Sums made in turns: they equal those made at once, and take little memory."""
+
+import functools
+import math
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_deform as tfd
+from conftest import TOLERANCE, check_derivatives, fractional, gradients, relative_error
+from deformable_conv_test import CASES, build
+from tf_deform import ops
+
+MODULES = [sys.modules[f"tf_deform.ops.{name}"] for name in ("deformable_conv", "sampling")]
+
+
+@pytest.fixture(autouse=True)
+def _portable():
+    with tfd.use_implementation("portable"):
+        yield
+
+
+@pytest.fixture
+def in_turns(monkeypatch):
+    """Returns a function that has all sums made in turns from then on, however small they are."""
+
+    def turn():
+        for module in MODULES:
+            monkeypatch.setattr(module, "AT_ONCE", -1)
+
+    return turn
+
+
+def convolution(case, rng):
+    arrays, options = build(rng, case)
+    return functools.partial(ops.deformable_conv, **options), arrays
+
+
+def sample(channels, weighted, indexed, rng):
+    index = tf.constant([1, 0, 1]) if indexed else None
+    call = lambda *each: ops.weighted_sample(*each, image_index=index)  # noqa: E731
+    values = rng.normal(size=[2 if indexed else 3, 4, 5, 2 * channels])
+    arrays = [values, fractional(rng, [3, 6, 2, 5, 2], -2, 6), rng.uniform(size=[3, 6, 2, 5])]
+    return call, arrays[: 3 if weighted else 2]
+
+
+def pool(rng):
+    boxes = tf.constant(rng.uniform([0, 0, 3, 3], [3, 3, 6, 6], [4, 4]))
+    index = tf.constant([0, 1, 1, 0])
+    call = lambda features: ops.roi_align(features, boxes, index, 3, sampling_ratio=2)  # noqa: E731
+    return call, [rng.normal(size=[2, 6, 7, 4])]
+
+
+MAKERS = {
+    **{
+        f"convolution {n}": functools.partial(convolution, case)
+        for n, case in enumerate(CASES)
+        if math.prod(case[3]) > 1  # taps, for one of which there is nothing to do in turns
+    },
+    "narrow": functools.partial(sample, 3, True, False),
+    "narrow, of images, unweighted": functools.partial(sample, 8, False, True),
+    "wide": functools.partial(sample, 64, True, True),
+    "regions": pool,
+}
+
+
+def all_of(call):
+    """Returns a function of what `call` returns, and of the gradients of the sum of its squares."""
+    return lambda *each: (call(*each), *gradients(lambda *each: call(*each) ** 2, *each))
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "jit"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_turns_change_neither_values_nor_gradients(name, jit, rng, in_turns):
+    call, arrays = MAKERS[name](rng)
+    tensors = [tf.constant(each) for each in arrays]
+    expected = all_of(call)(*tensors)
+    in_turns()
+    traced = tf.function(all_of(call), jit_compile=jit, autograph=False)
+    assert "While" in str(traced.get_concrete_function(*tensors).graph.as_graph_def())
+    for actual, wanted in zip(traced(*tensors), expected, strict=True):
+        assert relative_error(actual, wanted) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("name", ["convolution 4", "convolution 9", "narrow", "wide"])
+def test_derivatives(name, rng, in_turns):
+    call, arrays = MAKERS[name](rng)
+    in_turns()
+    check_derivatives(call, *arrays)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_turns_keep_the_dtypes(dtype, rng, in_turns):
+    call, (inputs, kernel, offset, mask) = MAKERS["convolution 4"](rng)
+    arguments = [
+        tf.cast(inputs, dtype),
+        tf.cast(kernel, dtype),
+        tf.cast(offset, "float32"),
+        tf.cast(mask, dtype),
+    ]
+    expected = all_of(call)(*arguments)
+    in_turns()
+    for actual, wanted in zip(all_of(call)(*arguments), expected, strict=True):
+        assert actual.dtype == wanted.dtype
+        assert relative_error(actual, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("name", ["convolution 4", "narrow"])
+def test_free_sizes_and_nothing(name, batch, rng, in_turns):
+    call, arrays = MAKERS[name](rng)
+    free = {
+        "convolution 4": [(0, 1, 2), (), (0, 1, 2), (0, 1, 2)],
+        "narrow": [(0, 1, 2), (0, 1), (0, 1)],
+    }
+    specs = [
+        tf.TensorSpec(
+            [None if n in axes else size for n, size in enumerate(each.shape)], tf.float64
+        )
+        for each, axes in zip(arrays, free[name], strict=True)
+    ]
+    tensors = [
+        tf.constant(np.repeat(each[:1], batch, axis=0) if axes else each)
+        for each, axes in zip(arrays, free[name], strict=True)
+    ]
+    expected = all_of(call)(*tensors)
+    in_turns()
+    traced = tf.function(all_of(call), input_signature=specs, autograph=False)
+    for actual, wanted in zip(traced(*tensors), expected, strict=True):
+        assert actual.shape == wanted.shape
+        assert relative_error(actual, wanted) < TOLERANCE["float64"]
+
+
+def peak(call):
+    """Returns the bytes that a call takes beyond what it returns."""
+    call()
+    tf.config.experimental.reset_memory_stats("CPU:0")
+    results = call()
+    memory = tf.config.experimental.get_memory_info("CPU:0")
+    del results
+    return memory["peak"] - memory["current"]
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "jit"])
+def test_a_large_convolution_trains_in_less_than_two_column_buffers(jit, rng):
+    shape = (1, 160, 200, 64)
+    arguments = [
+        tf.constant(rng.normal(size=size), tf.float32)
+        for size in (shape, [3, 3, 64, 8], [*shape[:3], 18], [*shape[:3], 9])
+    ]
+    call = functools.partial(ops.deformable_conv, padding="same")
+    columns = 4 * 9 * math.prod(shape)
+    assert columns > MODULES[0].AT_ONCE
+    forward = tf.function(call, jit_compile=jit, autograph=False)
+    training = tf.function(all_of(call), jit_compile=jit, autograph=False)
+    assert peak(lambda: forward(*arguments)) < columns
+    assert peak(lambda: training(*arguments)) < 2 * columns
+
+
+def test_training_pools_of_many_regions_takes_a_few_times_their_size(rng):
+    features = tf.constant(rng.normal(size=[1, 60, 80, 128]), tf.float32)
+    corners = rng.uniform(0, 40, [600, 2])
+    boxes = tf.constant(np.concatenate([corners, corners + 20], axis=1), tf.float32)
+    index = tf.zeros([600], tf.int32)
+    pooled = lambda features: ops.roi_align(features, boxes, index, 7, sampling_ratio=2)  # noqa: E731
+    training = tf.function(all_of(pooled), jit_compile=True, autograph=False)
+    assert peak(lambda: training(features)) < 10 * 4 * 600 * 49 * 128  # at once it is 18

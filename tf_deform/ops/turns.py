@@ -1,0 +1,115 @@
+"""Sums over the slices of large tensors, made in turns: memory holds what one slice needs.
+
+What runs on GPUs and TPUs is compiled by XLA, which keeps no order that would save memory, so the
+turns are those of a loop. Whether XLA will compile what is traced is not known: the sizes decide.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import tensorflow as tf
+
+from tf_deform import compiled
+from tf_deform.ops import validation
+
+_IMAGES = 8  # what a batch of unknown size is taken for
+
+
+def sum_slices(form, axes, arguments, *, zeros, samples, limit):
+    """Returns form(all, *arguments), the sum of form([k], *slices) over all slices k.
+
+    Only the first gradient is made in turns: a gradient of it is made of all slices at once. So is
+    what is exported, and all that is small.
+
+    Args:
+        form: function of the slices' numbers, `[slices]` int32, and of the arguments.
+        axes: for each argument the axis that is sliced, or None: every slice needs all of it.
+        arguments: tensors.
+        zeros: function that returns a sum of nothing.
+        samples: the sizes of all samples together, the batch first: ints or scalar tensors.
+        limit: the bytes of all samples in float32 above which they are made in turns.
+    """
+    pairs = zip(axes, arguments, strict=True)
+    count = next(each.shape[axis] for axis, each in pairs if axis is not None)
+    everything = functools.partial(form, tf.range(count))
+    if count == 1 or compiled.traced_for_export() or not _exceed(limit, samples):
+        return everything(*arguments)
+
+    def slices(turn, arguments):
+        return [
+            each if axis is None else tf.expand_dims(tf.gather(each, turn, axis=axis), axis)
+            for axis, each in zip(axes, arguments, strict=True)
+        ]
+
+    @tf.custom_gradient
+    def total(*arguments):
+        def add(turn, total):
+            return [total + form([turn], *slices(turn, arguments))]
+
+        return _loop(count, add, [zeros()])[0], lambda upstream: gradients(upstream, *arguments)
+
+    @tf.custom_gradient
+    def gradients(upstream, *arguments):
+        def add(turn, *found):
+            parts = slices(turn, arguments)
+            with tf.GradientTape() as tape:
+                tape.watch(parts)
+                out = form([turn], *parts)
+            new = tape.gradient(
+                out, parts, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            return [
+                old + part if axis is None else old.write(turn, tf.squeeze(part, axis))
+                for axis, old, part in zip(axes, found, new, strict=True)
+            ]
+
+        empty = [_empty(each, axis) for axis, each in zip(axes, arguments, strict=True)]
+        found = _loop(count, add, empty)
+        found = [
+            each if axis is None else _stacked(each, axis)
+            for axis, each in zip(axes, found, strict=True)
+        ]
+
+        def second(*upstreams):
+            return compiled.second_gradients(everything, arguments, upstream, upstreams)
+
+        return found, second
+
+    return total(*arguments)
+
+
+def _exceed(limit, samples):
+    """Returns whether so many samples take more bytes; unknown sizes other than the batch do."""
+    batch, *rest = samples
+    if not validation.is_static(*rest):
+        return True
+    batch = batch if validation.is_static(batch) else _IMAGES
+    return 4 * batch * math.prod(rest) > limit
+
+
+def _loop(count, body, state):
+    """Returns the state after body(turn, *state) has replaced it in each of `count` turns."""
+    return tf.while_loop(
+        lambda turn, *_: turn < count,
+        lambda turn, *state: (turn + 1, *body(turn, *state)),
+        (0, *state),
+        parallel_iterations=1,
+        maximum_iterations=count,
+    )[1:]
+
+
+def _empty(tensor, axis):
+    """Returns where the gradient of a tensor is added up, or of its slices collected."""
+    if axis is None:
+        return tf.zeros_like(tensor)
+    shape = tensor.shape[:axis] + tensor.shape[axis + 1 :]
+    return tf.TensorArray(tensor.dtype, tensor.shape[axis], element_shape=shape)
+
+
+def _stacked(slices, axis):
+    """Returns the tensor whose slices along an axis were collected."""
+    stacked = slices.stack()
+    order = [*range(1, axis + 1), 0, *range(axis + 1, stacked.shape.rank)]
+    return tf.transpose(stacked, order)
