@@ -58,12 +58,10 @@ def load_brain():
 def reduce(maps):
     """Returns `[*SIZE, channels]`: means of cubes of VOXEL pixels, what is not 0 in the middle."""
     places = np.argwhere(maps.any(axis=-1))
-    length = VOXEL * np.array(SIZE)
-    start = (places.min(axis=0) + places.max(axis=0) + 1 - length) // 2
-    stop = start + length
-    kept = maps[tuple(slice(max(low, 0), high) for low, high in zip(start, stop, strict=True))]
-    missing = [(max(-low, 0), max(high - size, 0)) for low, high, size in zip(start, stop, maps.shape, strict=False)]
-    padded = np.pad(kept, [*missing, (0, 0)])
+    low, high = places.min(axis=0), places.max(axis=0) + 1
+    missing = VOXEL * np.array(SIZE) - (high - low)
+    margins = [(each - each // 2, each // 2) for each in missing]
+    padded = np.pad(maps[tuple(map(slice, low, high))], [*margins, (0, 0)])
     cubes = padded.reshape([each for side in SIZE for each in (side, VOXEL)] + [maps.shape[-1]])
     return cubes.mean(axis=(1, 3, 5))
 

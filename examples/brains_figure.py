@@ -64,7 +64,7 @@ def draw(pair, flow, path):
     scale.set_ticks(range(-2, 3), labels=["1/4", "1/2", "1", "2", "4"])
     figure.colorbar(errors, ax=axes[:, 5], location="bottom", shrink=0.9)
     figure.suptitle(
-        "A pair that was not trained on. Yellow: the fixed brain's white matter, drawn over three columns"
+        "A pair that was not trained on. Yellow: where the fixed brain's white matter is"
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -63,8 +63,10 @@ def _features(shape):
 
 
 def _matches(fixed, moving):
-    """Returns how alike a voxel's features are to those of the 27 voxels about it, which says more
-    to a network about where to go than both maps side by side."""
+    """Returns how alike each voxel's features are to those of the 27 voxels about it, `[..., 27]`.
+
+    To a network that says more about where to go than both maps side by side.
+    """
     normalize = keras.layers.LayerNormalization(center=False, scale=False)
     return Matches()(normalize(fixed), normalize(moving))
 
@@ -79,7 +81,8 @@ class Matches(keras.layers.Layer):
         padded = tf.pad(second, [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
         products = []
         for start in itertools.product(range(3), repeat=3):
-            cut = [slice(low, low + side) for low, side in zip(start, first.shape[1:4], strict=True)]
+            ends = zip(start, first.shape[1:4], strict=True)
+            cut = [slice(low, low + side) for low, side in ends]
             products.append(tf.reduce_mean(first * padded[(slice(None), *cut)], axis=-1))
         return tf.stack(products, axis=-1)
 

@@ -43,4 +43,4 @@ def check_equal(served, expected, tolerance):
     difference = np.abs(served - expected).max()
     if not difference <= tolerance:
         sys.exit(f"Serving failed: outputs differ by {difference:.1e}, more than {tolerance:.0e}")
-    print(f"  What it returned agrees with this process to {difference:.0e} ({tolerance:.0e} is allowed)")
+    print(f"  It agrees with this process to {difference:.0e} ({tolerance:.0e} is allowed)")

@@ -14,6 +14,7 @@ transformer made of some.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -65,16 +66,17 @@ def parse(arguments):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few words, 100 steps")
-    parser.add_argument(
-        "--words", type=int, default=8000, help="words to train on (default: 8000)"
-    )
+    parser.add_argument("--words", type=int, default=8000, help="words to train on (default: 8000)")
     parser.add_argument("--tests", type=int, default=1000, help="words to test on (default: 1000)")
     parser.add_argument(
-        "--steps", type=int, default=1500, help=f"batches of {BATCH_SIZE} (default: 1500)"
+        "--steps", type=int, default=800, help=f"batches of {BATCH_SIZE} (default: 800)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), help="folder of the figure (default: outputs)"
+        "--output",
+        type=Path,
+        default=Path("outputs"),
+        help="folder of the figure (default: outputs)",
     )
     options = parser.parse_args(arguments)
     if options.quick:
@@ -134,13 +136,11 @@ def read(model, images):
 
 def print_accuracies(right, bends, models):
     """Prints the share of words read right, for all words and by the absolute bend in degrees."""
-    spans = list(zip(BENDS[:-1], BENDS[1:], strict=True))
+    spans = list(itertools.pairwise(BENDS))
     print(f"\nWords read without a mistake in percent, of {len(bends)} by how far they are bent")
     _print_row("", [f"{low}-{high}°" for low, high in spans], "all", "weights")
     for name, of_words in right.items():
-        cells = [
-            _percent(of_words[(bends >= low) & (bends < high)]) for low, high in spans
-        ]
+        cells = [_percent(of_words[(bends >= low) & (bends < high)]) for low, high in spans]
         _print_row(name, cells, _percent(of_words), f"{models[name].count_params():,}")
 
 

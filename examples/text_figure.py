@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 WORDS = 6
 POINTS = "#E69F00"
 LINES = "#56B4E9"
-WRONG = "#D55E00"
+RIGHT, WRONG = "black", "#D55E00"
 
 
 def draw(models, images, words, bends, read, path):
@@ -36,7 +36,9 @@ def draw(models, images, words, bends, read, path):
         below.imshow(rectified[column, ..., 0], cmap="gray", vmin=0, vmax=1)
         for axis, name in ((above, "plain"), (below, "rectified")):
             answer = read_words[name][column]
-            axis.set_xlabel(answer or "nothing", color="black" if answer == word else WRONG, fontsize=13)
+            axis.set_xlabel(
+                answer or "nothing", color="black" if answer == word else WRONG, fontsize=13
+            )
     for axis, text in zip(axes[:, 0], ("Given", "Rectified"), strict=True):
         axis.set_ylabel(text, fontsize=12)
     for axis in axes.flat:

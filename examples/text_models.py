@@ -1,4 +1,4 @@
-"""Two readers of words, of about equal size: a plain one, and one that rectifies the image first."""
+"""Two readers of words of about equal size: a plain one, and one that first rectifies the image."""
 
 import keras
 import numpy as np
@@ -6,21 +6,21 @@ from text_data import HEIGHT, LETTERS, WIDTH
 
 import tf_deform as tfd
 
-READERS = {"plain": 25, "rectified": 16}
+READERS = {"plain": 25, "rectified": 20}
 """Filters of the first convolution; the plain reader spends on them what it saves."""
 COLUMNS = 5
 
 EDGES = np.array([(x, y) for y in (-0.9, 0.9) for x in np.linspace(-0.9, 0.9, COLUMNS)])
-"""Control points (x, y) in the rectified image: a row along the upper edge, and one along the lower.
+"""Control points (x, y) of the rectified image: a row along the upper edge, one along the lower.
 
 Source: Shi et al., "ASTER" (2019, section 3.1.2).
 """
 
 
 def build_model(name):
-    """Returns the untrained reader `name`, from images `[batch, 32, 64, 1]` to `[batch, 32, 27]`.
+    """Returns the untrained reader `name`, from images `[batch, 32, 64, 1]` to `[batch, 16, 27]`.
 
-    Each of 32 columns from left to right has a logit for every letter, after one for none.
+    Each of 16 columns from left to right has a logit for every letter, after one for none.
     "rectified" has a spatial transformer before the same network, which "plain" has wider.
     """
     images = features = keras.Input([HEIGHT, WIDTH, 1], name="images")
@@ -34,9 +34,10 @@ def build_model(name):
         )(features)
     filters = READERS[name]
     features = keras.layers.MaxPooling2D(2)(_convolution(filters, features))
-    for times in (2, 3):
-        features = keras.layers.MaxPooling2D((2, 1))(_convolution(times * filters, features))
-    features = _convolution(4 * filters, features)  # [batch, 4, 32, filters]
+    features = keras.layers.MaxPooling2D(2)(_convolution(2 * filters, features))
+    features = _convolution(3 * filters, features)
+    features = keras.layers.MaxPooling2D((2, 1))(_convolution(3 * filters, features))
+    features = _convolution(4 * filters, features)  # [batch, 4, 16, channels]
     columns = keras.ops.mean(features, axis=1)
     columns = keras.layers.Conv1D(4 * filters, 3, padding="same", activation="relu")(columns)
     logits = keras.layers.Dense(len(LETTERS) + 1, name="logits")(columns)
@@ -49,7 +50,7 @@ def _localization():
     features = keras.layers.AveragePooling2D(2)(images)
     for filters in (12, 24):
         features = keras.layers.MaxPooling2D(2)(_convolution(filters, features))
-    features = keras.layers.Flatten()(_convolution(32, features))
+    features = keras.layers.Flatten()(_convolution(30, features))
     features = _batch_norm()(keras.layers.Dense(64, use_bias=False)(features))
     return keras.Model(images, keras.layers.ReLU()(features), name="localization")
 
