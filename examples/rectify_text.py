@@ -106,6 +106,7 @@ def fit(model, words, options):
         batches(words),
         epochs=epochs,
         steps_per_epoch=options.steps // epochs,
+        shuffle=False,  # every batch is drawn at random
         verbose=1 if sys.stdout.isatty() else 2,  # a bar, or in a log a line an epoch
     )
 

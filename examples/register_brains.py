@@ -117,6 +117,7 @@ def fit(model, brain, options):
         training_pairs(brain, options.steps),
         epochs=epochs,
         steps_per_epoch=options.steps // epochs,
+        shuffle=False,  # every pair is drawn at random
         verbose=progress(),
     )
 
