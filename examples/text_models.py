@@ -9,6 +9,8 @@ import tf_deform as tfd
 READERS = {"plain": 25, "rectified": 20}
 """Filters of the first convolution; the plain reader spends on them what it saves."""
 COLUMNS = 5
+PACE = 0.1
+"""How fast control points learn, beside the other weights."""
 
 EDGES = np.array([(x, y) for y in (-0.9, 0.9) for x in np.linspace(-0.9, 0.9, COLUMNS)])
 """Control points (x, y) of the rectified image: a row along the upper edge, one along the lower.
@@ -52,7 +54,10 @@ def _localization():
         features = keras.layers.MaxPooling2D(2)(_convolution(filters, features))
     features = keras.layers.Flatten()(_convolution(30, features))
     features = _batch_norm()(keras.layers.Dense(64, use_bias=False)(features))
-    return keras.Model(images, keras.layers.ReLU()(features), name="localization")
+    # Adam moves all weights at one pace, whatever their gradients. While the reader still guesses,
+    # theirs say nothing, and control points that move as fast soon lie far outside of the image.
+    features = keras.layers.Rescaling(PACE)(keras.layers.ReLU()(features))
+    return keras.Model(images, features, name="localization")
 
 
 def _convolution(filters, features):
