@@ -6,7 +6,7 @@ other reader has a `SpatialTransformer` with a thin plate spline, whose control 
 along the upper and the lower edge of its output; nobody tells it where the text is. Both are of
 about equal size, and read the same words, none of which they were trained on.
 
-    python examples/rectify_text.py            # about five minutes on two idle cores
+    python examples/rectify_text.py            # some seven minutes on two idle cores
     python examples/rectify_text.py --quick    # less than one, trained too short to be good
 
 It prints how many words are read without a mistake, by how far they are bent, and draws what the
@@ -65,11 +65,11 @@ def parse(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="few words, 100 steps")
+    parser.add_argument("--quick", action="store_true", help="few words, 60 steps")
     parser.add_argument("--words", type=int, default=8000, help="words to train on (default: 8000)")
     parser.add_argument("--tests", type=int, default=1000, help="words to test on (default: 1000)")
     parser.add_argument(
-        "--steps", type=int, default=800, help=f"batches of {BATCH_SIZE} (default: 800)"
+        "--steps", type=int, default=1500, help=f"batches of {BATCH_SIZE} (default: 1500)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     parser.add_argument(
@@ -80,7 +80,7 @@ def parse(arguments):
     )
     options = parser.parse_args(arguments)
     if options.quick:
-        options.words, options.tests, options.steps = 2000, 200, 100
+        options.words, options.tests, options.steps = 2000, 200, 60
     if min(options.words, options.tests, options.steps) < 1:
         parser.error("at least one word to train on, one to test on and one step are needed")
     return options
