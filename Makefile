@@ -21,7 +21,7 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo detect pictures test check install format-check lint types format bench ops \
+.PHONY: help demo detect register rectify pictures test check install format-check lint types format bench ops \
 	sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons clean
 
 help: ## print these targets
@@ -35,6 +35,14 @@ demo: $(VENV)/.has-demo ## train on distorted digits, draw the figure, serve the
 detect: $(VENV)/.has-demo ## train detectors with three ways of pooling regions, compare them (ARGS=--quick)
 	@echo "==> Running examples/detect_digits.py $(ARGS)"
 	@$(RUN) examples/detect_digits.py $(ARGS)
+
+register: $(VENV)/.has-register ## train a network to register brains, compare it with SyN (ARGS=--quick)
+	@echo "==> Running examples/register_brains.py $(ARGS)"
+	@$(RUN) examples/register_brains.py $(ARGS)
+
+rectify: $(VENV)/.has-demo ## train a reader of curved text that straightens it (ARGS=--quick)
+	@echo "==> Running examples/rectify_text.py $(ARGS)"
+	@$(RUN) examples/rectify_text.py $(ARGS)
 
 pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=--quick)
 	@echo "==> Running examples/pictures.py $(ARGS)"

@@ -10,9 +10,8 @@ Everything runs from real digits that scikit-learn brings along; nothing is down
 
 import argparse
 import os
-import subprocess
+import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,10 +20,13 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import digits_data
 import digits_figure
+import fresh_python
 import keras
 import numpy as np
 import tensorflow as tf
 from digits_models import WIDTHS, build_model
+
+import tf_deform as tfd
 
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
@@ -36,21 +38,6 @@ PAPER = {
     "CNN": {"R": 1.2, "RTS": 0.8, "P": 1.5, "E": 1.4},
     "ST-CNN": {"R": 0.7, "RTS": 0.5, "P": 0.8, "E": 1.2},
 }
-
-SERVE = """
-import sys
-sys.modules["tf_deform"] = None  # makes any import of it fail, wherever it is installed
-try:
-    import tf_deform
-except ImportError:
-    print("tf_deform cannot be imported here")
-else:
-    sys.exit("tf_deform could be imported: this proves nothing")
-import numpy as np
-import tensorflow as tf
-model = tf.saved_model.load(sys.argv[1])
-np.save(sys.argv[3], model.serve(tf.constant(np.load(sys.argv[2]))).numpy())
-"""
 
 
 def main(arguments=None):
@@ -233,22 +220,12 @@ def _mean_and_error(values):
 
 def serve(model, images, labels, path):
     """Exports the model and checks what a Python without tf_deform reads from the images."""
-    model.export(path, verbose=False)
-    with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = Path(folder, "images.npy"), Path(folder, "probabilities.npy")
-        np.save(inputs, images)
-        command = [sys.executable, "-I", "-c", SERVE, str(path), str(inputs), str(outputs)]
-        child = subprocess.run(command, capture_output=True, text=True)
-        if child.returncode:
-            sys.exit(f"Serving failed:\n{child.stdout}{child.stderr}")
-        print(f"  A fresh Python says: {child.stdout.strip()}")
-        served = np.load(outputs)
-    difference = np.abs(served - model.predict(images, verbose=0)).max()
-    if not difference <= 1e-5:
-        sys.exit(f"Serving failed: the probabilities differ by {difference:.1e}, more than 1e-5")
+    shutil.rmtree(path, ignore_errors=True)
+    tfd.export_saved_model(model, path)
+    (served,) = fresh_python.run(path, {"images": images}).values()
     accuracy = 100 * np.mean(served.argmax(axis=1) == labels)
     print(f"  It loaded {path} and read {len(images)} digits, {accuracy:.2f} % of them correctly")
-    print(f"  Its probabilities agree with this process to {difference:.0e} (1e-5 is allowed)")
+    fresh_python.check_equal(served, model.predict(images, verbose=0), tolerance=1e-5)
 
 
 if __name__ == "__main__":
