@@ -276,7 +276,7 @@ DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 VelocityIntegration(steps=7)
 
 deformable(model, layers=None, *, train_offsets=True, verbose=True, **options)
-export_litert(model, path, *, quantize=None, input_signature=None)
+export_litert(model, path, *, quantize=None, input_signature=None, check=True, sample=None)
 export_onnx(model, path, *, input_signature=None, check=True, sample=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)

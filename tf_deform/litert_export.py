@@ -7,16 +7,15 @@ import tempfile
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tf_deform.annotations import LiteRTQuantization, Path, Structure
-from tf_deform.export import export_saved_model, input_specs, server_of
+from tf_deform.annotations import LiteRTQuantization, Path, Structure, Tensor
+from tf_deform.export import export_saved_model, input_specs
+from tf_deform.export_check import check_export
 from tf_deform.files import replaced_file
 
 # How far the file may be from the model, relative to the largest magnitude of an output.
-_TOLERANCES = {None: 1e-4, "float16": 2e-2, "dynamic": 1e-1}
-_SIZES = [(1, (32, 64, 32)), (3, (64, 32, 32))]  # batch and free sizes; each halves five times
+_TOLERANCES = {None: 0, "float16": 2e-2, "dynamic": 1e-1}
 
 
 def export_litert(
@@ -25,13 +24,19 @@ def export_litert(
     *,
     quantize: LiteRTQuantization | None = None,
     input_signature: Structure[keras.InputSpec | tf.TensorSpec] | None = None,
+    check: bool = True,
+    sample: Structure[Tensor] | None = None,
 ) -> None:
-    """Writes the model as a LiteRT file, after checking it, and returns nothing.
+    """Writes the model as a LiteRT file, checks it, and returns nothing.
 
     The file has one signature, `serving_default`, with the names that `export_saved_model` gives
     inputs and outputs, and needs LiteRT's built-in operators alone. The number of images is free,
-    and so is each size that is None in the model. It is run in TensorFlow's interpreter for one and
-    three images, at two choices of the free sizes, and compared with the model.
+    and so is each size that is None in the model.
+
+    Before the file appears under its name, it is run in TensorFlow's interpreter with one and three
+    images, and several of each free size, and compared with the model, as `export_onnx` does it:
+    to 0.001 of an output's largest magnitude, with "float16" to 0.02, with "dynamic" to 0.1. It is
+    not run on empty inputs nor on images of a few pixels, which can end LiteRT's process.
 
     Args:
         model: Keras model, built.
@@ -40,11 +45,15 @@ def export_litert(
             stores them in 8 bits, and computes products with those where LiteRT has the kernels.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
+        check: whether to run the file and to compare it with the model.
+        sample: inputs such as the model takes, to compare at instead of random ones: all of them,
+            and the first image alone.
 
     Raises:
         ValueError: an unknown `quantize`, a model that has no known inputs and no
-            `input_signature`, that holds ops that LiteRT lacks, or whose file returns something
-            else than the model, by more than rounding; an empty path.
+            `input_signature`, or that holds ops that LiteRT lacks; a file that computes something
+            else than the model, or that LiteRT cannot run; `sample` that does not fit the inputs;
+            an empty path.
         FileExistsError: there is something else than a file at `path`.
         FileNotFoundError: there is no folder to put the file in.
 
@@ -65,7 +74,16 @@ def export_litert(
     inputs = input_specs(model, input_signature)
     with replaced_file(path) as partial:
         content = _converted(model, input_signature, quantize)
-        check(content, model, inputs, _TOLERANCES[quantize])
+        if check:
+            check_export(
+                model,
+                inputs,
+                _runner(content),
+                "LiteRT",
+                sample,
+                tolerance=_TOLERANCES[quantize],
+                survives=False,
+            )
         with tf.io.gfile.GFile(partial, "wb") as file:
             file.write(content)
 
@@ -91,68 +109,10 @@ def _converted(model, input_signature, quantize):
             ) from error
 
 
-def check(content, model, inputs, tolerance):
-    """Raises ValueError unless the LiteRT file returns what the model returns for samples."""
+def _runner(content):
+    """Returns the function from {name: array} to {name: array} that runs the file."""
     with warnings.catch_warnings():  # TensorFlow's own interpreter is going to move
         warnings.simplefilter("ignore", UserWarning)
-        runner = tf.lite.Interpreter(model_content=content).get_signature_runner("serving_default")
-    serve, specs = server_of(model), tf.nest.flatten(inputs)
-    compared = False
-    for arrays in samples(specs):
-        shapes = ", ".join(str(list(each.shape)) for each in arrays)
-        try:
-            expected = serve(tf.nest.pack_sequence_as(inputs, [tf.constant(a) for a in arrays]))
-        except (ValueError, tf.errors.InvalidArgumentError):
-            continue  # inputs whose free sizes hang together in another way
-        names = [each.name for each in specs]
-        try:
-            actual = runner(**dict(zip(names, arrays, strict=True)))
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"The LiteRT file must take inputs of shapes {shapes} as the model does: {error}"
-            ) from error
-        for name, wanted in expected.items():
-            _compare(name, actual[name], np.asarray(wanted), tolerance, shapes)
-        compared = True
-    if not compared:
-        warnings.warn(
-            "The LiteRT file has not been compared with the model, which takes none of the sizes "
-            "tried",
-            stacklevel=3,
-        )
-
-
-def samples(specs):
-    """Yields lists of arrays for the inputs, of several batches and free sizes.
-
-    An axis is of one size in all inputs. No batch is empty: kernels of LiteRT's that broadcast an
-    empty tensor of five axes end the process.
-    """
-    rng = np.random.default_rng(0)
-    for batch, free in _SIZES:
-        arrays = []
-        for spec in specs:
-            sizes = [batch, *(free[min(axis, 2)] for axis in range(len(spec.shape) - 1))]
-            known = spec.shape[1:].as_list()
-            shape = [batch, *(n or size for n, size in zip(known, sizes[1:], strict=True))]
-            values = rng.uniform(0, 1, shape)
-            if len(shape) == 3 and shape[-1] == 4:  # perhaps boxes
-                values = np.sort(values * 16, axis=-1)
-            arrays.append(values.astype(spec.dtype.as_numpy_dtype))
-        yield arrays
-
-
-def _compare(name, actual, expected, tolerance, shapes):
-    """Raises ValueError that names the output unless it is as expected, to rounding."""
-    text = f"The LiteRT file must return what the model does for inputs of shapes {shapes}"
-    if actual.shape != expected.shape:
-        raise ValueError(
-            f"{text}: expected {name!r} of shape {expected.shape}, received {actual.shape}"
-        )
-    largest = np.max(np.abs(expected), initial=0.0) or 1.0
-    error = np.max(np.abs(actual.astype("float64") - expected), initial=0.0) / largest
-    if not error <= tolerance:
-        raise ValueError(
-            f"{text}: expected {name!r} to {tolerance:g} of its largest magnitude, received a "
-            f"difference of {error:.2g}"
-        )
+        interpreter = tf.lite.Interpreter(model_content=content)
+    run = interpreter.get_signature_runner("serving_default")
+    return lambda feeds: run(**feeds)
