@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
+from collections.abc import Iterable
+from typing import get_args
 
 import keras
 import tensorflow as tf
 
+from tf_deform import litert_quantize
 from tf_deform.annotations import LiteRTQuantization, Path, Structure, Tensor
-from tf_deform.export import export_saved_model, input_specs
+from tf_deform.export import export_saved_model, input_specs, named_values
 from tf_deform.export_check import check_export
 from tf_deform.files import replaced_file
 
 # How far the file may be from the model, relative to the largest magnitude of an output.
-_TOLERANCES = {None: 0, "float16": 2e-2, "dynamic": 1e-1}
+_TOLERANCES = {None: 0, "float16": 0.02, "dynamic": 0.1, "int8": 0.25}
 
 
 def export_litert(
@@ -23,6 +26,7 @@ def export_litert(
     path: Path,
     *,
     quantize: LiteRTQuantization | None = None,
+    representative: Iterable[Structure[Tensor]] | None = None,
     input_signature: Structure[keras.InputSpec | tf.TensorSpec] | None = None,
     check: bool = True,
     sample: Structure[Tensor] | None = None,
@@ -35,14 +39,24 @@ def export_litert(
 
     Before the file appears under its name, it is run in TensorFlow's interpreter with one and three
     images, and several of each free size, and compared with the model, as `export_onnx` does it:
-    to 0.001 of an output's largest magnitude, with "float16" to 0.02, with "dynamic" to 0.1. It is
-    not run on empty inputs nor on images of a few pixels, which can end LiteRT's process.
+    to 0.001 of an output's largest magnitude, with "float16" to 0.02, with "dynamic" to 0.1, with
+    "int8" to 0.25 and on the first of `representative`. It is not run on empty inputs nor on images
+    of a few pixels, which can end LiteRT's process.
+
+    With "int8" two-dimensional convolutions, products of matrices and dense layers take and return
+    8 bits. All else stays in float32: inputs, outputs, three-dimensional convolutions, what is in a
+    loop, and whatever places or weighs samples and is not sampled itself, as predictors of offsets
+    and masks, attention weights, and the localization network of a spatial transformer. It needs
+    the package ai-edge-quantizer: `pip install "tf_deform[litert]"`.
 
     Args:
         model: Keras model, built.
         path: file to write; one that is there is replaced when the new one is complete.
         quantize: None keeps float32; "float16" stores the weights in half precision; "dynamic"
-            stores them in 8 bits, and computes products with those where LiteRT has the kernels.
+            stores them in 8 bits, and computes products with those where LiteRT has the kernels;
+            "int8" computes products in 8 bits alone, in ranges found beforehand.
+        representative: for "int8", which needs it: an iterable of inputs such as the model takes,
+            some hundred images in batches of any sizes. The 8 bits cover the ranges seen there.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
         check: whether to run the file and to compare it with the model.
@@ -50,10 +64,13 @@ def export_litert(
             and the first image alone.
 
     Raises:
+        ImportError: with "int8", ai-edge-quantizer is not installed.
+        TypeError: `representative` is not iterable.
         ValueError: an unknown `quantize`, a model that has no known inputs and no
             `input_signature`, or that holds ops that LiteRT lacks; a file that computes something
-            else than the model, or that LiteRT cannot run; `sample` that does not fit the inputs;
-            an empty path.
+            else than the model, or that LiteRT cannot run; `sample` or `representative` that does
+            not fit the inputs; no `representative` with "int8", an empty one, one of which the
+            model computes NaN or infinite values, or one without "int8"; an empty path.
         FileExistsError: there is something else than a file at `path`.
         FileNotFoundError: there is no folder to put the file in.
 
@@ -69,11 +86,14 @@ def export_litert(
         >>> served(images=np.ones([2, 9, 7, 3], "float32"))["features"].shape
         (2, 7, 5, 4)
     """
-    if quantize not in _TOLERANCES:
-        raise ValueError(f"quantize must be None, 'float16' or 'dynamic', received {quantize!r}")
     inputs = input_specs(model, input_signature)
+    batches = _checked_batches(quantize, representative, inputs)
     with replaced_file(path) as partial:
         content = _converted(model, input_signature, quantize)
+        if batches:
+            content = litert_quantize.quantized(content, batches)
+            if sample is None:
+                sample = tf.nest.pack_sequence_as(inputs, list(batches[0].values()))
         if check:
             check_export(
                 model,
@@ -88,12 +108,38 @@ def export_litert(
             file.write(content)
 
 
+def _checked_batches(quantize, representative, inputs):
+    """Returns what `representative` yields as a list of {name: array}, an empty one without it."""
+    if quantize not in _TOLERANCES:
+        known = ", ".join(map(repr, get_args(LiteRTQuantization)))
+        raise ValueError(f"quantize must be None or one of {known}, received {quantize!r}")
+    if quantize != "int8":
+        if representative is not None:
+            raise ValueError(
+                f'representative is for quantize="int8", received one for quantize={quantize!r}'
+            )
+        return []
+    wanted = "an iterable of inputs such as the model takes, whose ranges the 8 bits cover"
+    if representative is None:
+        raise ValueError(f'quantize="int8" needs representative, {wanted}: received None')
+    if not isinstance(representative, Iterable):
+        raise TypeError(f"representative must be {wanted}, received {representative!r}")
+    litert_quantize.packages()
+    batches = []
+    for number, batch in enumerate(representative):
+        named = named_values(f"batch {number} of representative", batch, inputs)
+        batches.append({name: each.numpy() for name, each in named.items()})
+    if not batches:
+        raise ValueError("representative must have at least one batch of inputs, received none")
+    return batches
+
+
 def _converted(model, input_signature, quantize):
     with tempfile.TemporaryDirectory() as folder:
         saved = f"{folder}/model"  # as concrete functions, weights would not be stored
         export_saved_model(model, saved, input_signature=input_signature)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved, ["serving_default"])
-        if quantize:
+        if quantize in ("float16", "dynamic"):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
