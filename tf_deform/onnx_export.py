@@ -123,7 +123,7 @@ def _let_inline(graph):
     """Lets calls that XLA is to compile be inlined: Keras has such around grouped convolutions."""
     for op in graph.get_operations():
         if op.type.endswith("PartitionedCall") and "_XlaMustCompile" in op.node_def.attr:
-            op._clear_attr("_XlaMustCompile")
+            tf.Operation._clear_attr(op, "_XlaMustCompile")  # it has no public name
 
 
 def _allow_nothing(graph):
