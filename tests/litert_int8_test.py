@@ -1,5 +1,6 @@
 """Full int8: products in 8 bits, where samples lie and what they weigh in floats, small errors."""
 
+import collections
 import re
 import sys
 import warnings
@@ -111,28 +112,30 @@ def ops_of(path):
 
 
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL")
-OF_LAYERS = {  # products of each layer in 8 bits, and in floats
-    "first": (["CONV_2D"], []),
-    "deformed": (["FULLY_CONNECTED"], ["CONV_2D"]),
-    "last": (["CONV_2D"], []),
-    "grouped": (["BATCH_MATMUL"], ["CONV_2D"]),
-    "dcn": (["FULLY_CONNECTED"] * 2, ["DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED"]),
-    "attended": (["FULLY_CONNECTED"] * 2, ["FULLY_CONNECTED"] * 2),
-    "moved": ([], ["FULLY_CONNECTED"] * 2),  # with the one that returns theta
-    "places": ([], ["FULLY_CONNECTED"]),
-    "scores": (["FULLY_CONNECTED"], []),
+IN_8_BITS = {"CONV_2D": 2, "FULLY_CONNECTED": 6, "BATCH_MATMUL": 1}
+IN_FLOATS = {  # of each layer
+    "deformed": ["CONV_2D"],
+    "grouped": ["CONV_2D"],
+    "dcn": ["DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED"],
+    "attended": ["FULLY_CONNECTED"] * 2,
+    "moved": ["FULLY_CONNECTED"] * 2,  # with the one that returns theta
+    "places": ["FULLY_CONNECTED"],
 }
 
 
 def test_products_are_in_8_bits_but_for_those_that_place_or_weigh_samples(exported):
-    found = {name: ([], []) for name in OF_LAYERS}
+    bits, floats = collections.Counter(), collections.defaultdict(list)
     for operator, dtypes, output in ops_of(exported[1]):
-        if operator in PRODUCTS:
-            bits = np.int8 in dtypes
-            assert set(dtypes) <= ({np.int8, np.int32} if bits else {np.float32})
-            name = next((each for each in OF_LAYERS if f"/{each}_1/" in output), "last")
-            found[name][0 if bits else 1].append(operator)
-    assert {name: tuple(map(sorted, each)) for name, each in found.items()} == OF_LAYERS
+        if operator not in PRODUCTS:
+            continue
+        if np.int8 in dtypes:
+            assert set(dtypes) <= {np.int8, np.int32}
+            bits[operator] += 1
+        else:
+            assert set(dtypes) == {np.float32}
+            floats[next(each for each in IN_FLOATS if f"/{each}_1/" in output)].append(operator)
+    assert bits == IN_8_BITS
+    assert {name: sorted(each) for name, each in floats.items()} == IN_FLOATS
 
 
 def test_nothing_but_products_is_in_8_bits(exported):
