@@ -21,7 +21,8 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo detect register rectify pictures test check install format-check lint types format bench ops \
+.PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
+	bench-exported ops \
 	sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons clean
 
 help: ## print these targets
@@ -112,6 +113,10 @@ bench: ops $(VENV)/.has-torchvision ## time the operators beside their peers
 	@$(RUN) benchmarks/portable.py $(ARGS)
 	@echo "==> Running benchmarks/compiled.py $(ARGS)"
 	@$(RUN) benchmarks/compiled.py $(ARGS)
+
+bench-exported: ops $(VENV)/.has-engines ## time exported models in onnxruntime, OpenVINO and LiteRT
+	@echo "==> Running benchmarks/exported.py $(ARGS)"
+	@$(RUN) benchmarks/exported.py $(ARGS)
 
 serving: $(VENV)/.has-test ## build the C++ program that serves a SavedModel
 	@$(MAKE) --no-print-directory -C custom_ops/serving PYTHON=$(abspath $(RUN))

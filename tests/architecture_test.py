@@ -68,7 +68,7 @@ layers.convolution
 layers.*
 layers addons.arguments boxes drawing losses
 addons.correlation addons.matrices addons.warping convolutions visualization
-addons.transforms backbone callbacks convert export onnx_writers
+addons.transforms backbone callbacks convert export litert_quantize onnx_writers
 export_check
 addons onnx_export litert_export building
 .
@@ -279,7 +279,8 @@ DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 VelocityIntegration(steps=7)
 
 deformable(model, layers=None, *, train_offsets=True, verbose=True, **options)
-export_litert(model, path, *, quantize=None, input_signature=None)
+export_litert(model, path, *, quantize=None, representative=None, input_signature=None,
+    check=True, sample=None)
 export_onnx(model, path, *, input_signature=None, check=True, sample=None)
 export_saved_model(model, path, *, implementation="portable", input_signature=None, image_size=None,
     image_scale=1.0, warmup=None)

@@ -186,6 +186,17 @@ def test_onnx_files_written_at_once_are_whole(tmp_path):
         onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
+def test_litert_files_written_at_once_are_whole(tmp_path):
+    model = keras.Sequential([keras.Input((9, 8, 3)), tfd.layers.DeformableConv2D(4, 3)])
+    paths = [tmp_path / "same.tflite", tmp_path / "same.tflite", tmp_path / "other.tflite"]
+    together(*[lambda path=path: tfd.export_litert(model, path) for path in paths])
+    assert {each.name for each in tmp_path.iterdir()} == {"same.tflite", "other.tflite"}
+    for path in paths:
+        runner = tf.lite.Interpreter(str(path)).get_signature_runner()
+        (outputs,) = runner(inputs=IMAGES).values()
+        assert relative_error(outputs, model(IMAGES)) < TOLERANCE["float32"]
+
+
 # Results
 
 

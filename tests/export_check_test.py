@@ -110,6 +110,15 @@ def test_half_precision_is_compared_less_closely():
     checked(keras.Model(FREE, layer(FREE)), change)
 
 
+def test_an_engine_may_be_given_a_tolerance():
+    def change(feeds, outputs):
+        outputs["doubled"] *= 1.01
+
+    checked(doubling(), change, tolerance=0.02)
+    with pytest.raises(ValueError, match="values of 'doubled'"):
+        checked(doubling(), change, tolerance=0.005)
+
+
 # What is left out, and what is told
 
 
@@ -131,6 +140,11 @@ def test_an_engine_must_run_what_is_not_empty_and_may_refuse_the_rest():
     least = 2
     with pytest.raises(ValueError, match=r"images \(1, 101, 83, 2\): none of that"):
         checked(doubling(), refuse)
+
+
+def test_an_engine_that_would_not_survive_gets_nothing_empty_nor_tiny():
+    (shapes,) = zip(*shapes_of(checked(doubling(), survives=False)), strict=True)
+    assert shapes == ((3, 96, 128, 2), (1, 101, 83, 2), (3, 128, 96, 2))
 
 
 def test_a_model_that_takes_none_of_the_sizes_is_told():

@@ -182,7 +182,7 @@ def test_an_interrupt_leaves_what_was_there(target, model, monkeypatch):
     checked = {
         tfd.export_saved_model: (export, "custom_ops"),
         tfd.export_onnx: (onnx_export, "_check_operators"),
-        tfd.export_litert: (litert_export, "check"),
+        tfd.export_litert: (litert_export, "_runner"),
     }
     monkeypatch.setattr(*checked[write], lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):

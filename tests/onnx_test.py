@@ -396,6 +396,13 @@ def test_tensors_that_a_model_keeps_are_constants_of_the_file(tmp_path, rng):
     assert_equal(path, model, images_of(rng, (9, 7)))
 
 
+def test_grouped_convolutions_of_keras_which_xla_compiles_are_written(rng, tmp_path):
+    inputs = keras.Input((9, 7, CHANNELS), name="images")
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 3, groups=2)(inputs))
+    path, _ = exported(model, tmp_path)
+    assert_equal(path, model, images_of(rng, (9, 7)))
+
+
 def test_models_without_known_inputs_need_a_signature(tmp_path):
     class Model(keras.Model):
         def call(self, inputs):

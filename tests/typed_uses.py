@@ -198,7 +198,8 @@ def tools(model: keras.Model, folder: pathlib.Path) -> None:
     signature = keras.InputSpec(shape=(None, 9, 7, 3))
     tfd.export_onnx(model, folder / "model.onnx", input_signature=[signature])
     tfd.export_onnx(model, "model.onnx", check=True, sample={"images": IMAGES})
-    tfd.export_litert(model, folder / "model.tflite", quantize="float16")
+    tfd.export_litert(model, folder / "model.tflite", quantize="float16", sample=[IMAGES])
+    tfd.export_litert(model, folder / "model.tflite", quantize="int8", representative=[IMAGES])
     tfd.export_saved_model(model, str(folder), image_size=(9, 7), warmup=[IMAGES])
     with tfd.use_implementation("portable"):
         tfd.set_implementation("auto")

@@ -58,7 +58,7 @@ Indexing: TypeAlias = Literal["ij", "xy"]
 PixelInterpolation: TypeAlias = Literal["nearest", "bilinear"]
 
 # What a model is saved with, and what a process may be asked for.
-LiteRTQuantization: TypeAlias = Literal["float16", "dynamic"]
+LiteRTQuantization: TypeAlias = Literal["float16", "dynamic", "int8"]
 SavedImplementation: TypeAlias = Literal["portable", "compiled"]
 Implementation: TypeAlias = Literal["auto", SavedImplementation]
 

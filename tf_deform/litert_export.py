@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
+from collections.abc import Iterable
+from typing import get_args
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tf_deform.annotations import LiteRTQuantization, Path, Structure
-from tf_deform.export import export_saved_model, input_specs, server_of
+from tf_deform import litert_quantize
+from tf_deform.annotations import LiteRTQuantization, Path, Structure, Tensor
+from tf_deform.export import export_saved_model, input_specs, named_values
+from tf_deform.export_check import check_export
 from tf_deform.files import replaced_file
 
 # How far the file may be from the model, relative to the largest magnitude of an output.
-_TOLERANCES = {None: 1e-4, "float16": 2e-2, "dynamic": 1e-1}
-_SIZES = [(1, (32, 64, 32)), (3, (64, 32, 32))]  # batch and free sizes; each halves five times
+_TOLERANCES = {None: 0, "float16": 0.02, "dynamic": 0.1, "int8": 0.25}
 
 
 def export_litert(
@@ -24,27 +26,51 @@ def export_litert(
     path: Path,
     *,
     quantize: LiteRTQuantization | None = None,
+    representative: Iterable[Structure[Tensor]] | None = None,
     input_signature: Structure[keras.InputSpec | tf.TensorSpec] | None = None,
+    check: bool = True,
+    sample: Structure[Tensor] | None = None,
 ) -> None:
-    """Writes the model as a LiteRT file, after checking it, and returns nothing.
+    """Writes the model as a LiteRT file, checks it, and returns nothing.
 
     The file has one signature, `serving_default`, with the names that `export_saved_model` gives
     inputs and outputs, and needs LiteRT's built-in operators alone. The number of images is free,
-    and so is each size that is None in the model. It is run in TensorFlow's interpreter for one and
-    three images, at two choices of the free sizes, and compared with the model.
+    and so is each size that is None in the model.
+
+    Before the file appears under its name, it is run in TensorFlow's interpreter with one and three
+    images, and several of each free size, and compared with the model, as `export_onnx` does it:
+    to 0.001 of an output's largest magnitude, with "float16" to 0.02, with "dynamic" to 0.1, with
+    "int8" to 0.25 and on the first of `representative`. It is not run on empty inputs nor on images
+    of a few pixels, which can end LiteRT's process.
+
+    With "int8" two-dimensional convolutions, products of matrices and dense layers take and return
+    8 bits. All else stays in float32: inputs, outputs, three-dimensional convolutions, what is in a
+    loop, and whatever places or weighs samples and is not sampled itself, as predictors of offsets
+    and masks, attention weights, and the localization network of a spatial transformer. It needs
+    the package ai-edge-quantizer: `pip install "tf_deform[litert]"`.
 
     Args:
         model: Keras model, built.
         path: file to write; one that is there is replaced when the new one is complete.
         quantize: None keeps float32; "float16" stores the weights in half precision; "dynamic"
-            stores them in 8 bits, and computes products with those where LiteRT has the kernels.
+            stores them in 8 bits, and computes products with those where LiteRT has the kernels;
+            "int8" computes products in 8 bits alone, in ranges found beforehand.
+        representative: for "int8", which needs it: an iterable of inputs such as the model takes,
+            some hundred images in batches of any sizes. The 8 bits cover the ranges seen there.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
+        check: whether to run the file and to compare it with the model.
+        sample: inputs such as the model takes, to compare at instead of random ones: all of them,
+            and the first image alone.
 
     Raises:
+        ImportError: with "int8", ai-edge-quantizer is not installed.
+        TypeError: `representative` is not iterable.
         ValueError: an unknown `quantize`, a model that has no known inputs and no
-            `input_signature`, that holds ops that LiteRT lacks, or whose file returns something
-            else than the model, by more than rounding; an empty path.
+            `input_signature`, or that holds ops that LiteRT lacks; a file that computes something
+            else than the model, or that LiteRT cannot run; `sample` or `representative` that does
+            not fit the inputs; no `representative` with "int8", an empty one, one of which the
+            model computes NaN or infinite values, or one without "int8"; an empty path.
         FileExistsError: there is something else than a file at `path`.
         FileNotFoundError: there is no folder to put the file in.
 
@@ -60,14 +86,52 @@ def export_litert(
         >>> served(images=np.ones([2, 9, 7, 3], "float32"))["features"].shape
         (2, 7, 5, 4)
     """
-    if quantize not in _TOLERANCES:
-        raise ValueError(f"quantize must be None, 'float16' or 'dynamic', received {quantize!r}")
     inputs = input_specs(model, input_signature)
+    batches = _checked_batches(quantize, representative, inputs)
     with replaced_file(path) as partial:
         content = _converted(model, input_signature, quantize)
-        check(content, model, inputs, _TOLERANCES[quantize])
+        if batches:
+            content = litert_quantize.quantized(content, batches)
+            if sample is None:
+                sample = tf.nest.pack_sequence_as(inputs, list(batches[0].values()))
+        if check:
+            check_export(
+                model,
+                inputs,
+                _runner(content),
+                "LiteRT",
+                sample,
+                tolerance=_TOLERANCES[quantize],
+                survives=False,
+            )
         with tf.io.gfile.GFile(partial, "wb") as file:
             file.write(content)
+
+
+def _checked_batches(quantize, representative, inputs):
+    """Returns what `representative` yields as a list of {name: array}, an empty one without it."""
+    if quantize not in _TOLERANCES:
+        known = ", ".join(map(repr, get_args(LiteRTQuantization)))
+        raise ValueError(f"quantize must be None or one of {known}, received {quantize!r}")
+    if quantize != "int8":
+        if representative is not None:
+            raise ValueError(
+                f'representative is for quantize="int8", received one for quantize={quantize!r}'
+            )
+        return []
+    wanted = "an iterable of inputs such as the model takes, whose ranges the 8 bits cover"
+    if representative is None:
+        raise ValueError(f'quantize="int8" needs representative, {wanted}: received None')
+    if not isinstance(representative, Iterable):
+        raise TypeError(f"representative must be {wanted}, received {representative!r}")
+    litert_quantize.packages()
+    batches = []
+    for number, batch in enumerate(representative):
+        named = named_values(f"batch {number} of representative", batch, inputs)
+        batches.append({name: each.numpy() for name, each in named.items()})
+    if not batches:
+        raise ValueError("representative must have at least one batch of inputs, received none")
+    return batches
 
 
 def _converted(model, input_signature, quantize):
@@ -75,7 +139,7 @@ def _converted(model, input_signature, quantize):
         saved = f"{folder}/model"  # as concrete functions, weights would not be stored
         export_saved_model(model, saved, input_signature=input_signature)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved, ["serving_default"])
-        if quantize:
+        if quantize in ("float16", "dynamic"):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
@@ -91,68 +155,10 @@ def _converted(model, input_signature, quantize):
             ) from error
 
 
-def check(content, model, inputs, tolerance):
-    """Raises ValueError unless the LiteRT file returns what the model returns for samples."""
+def _runner(content):
+    """Returns the function from {name: array} to {name: array} that runs the file."""
     with warnings.catch_warnings():  # TensorFlow's own interpreter is going to move
         warnings.simplefilter("ignore", UserWarning)
-        runner = tf.lite.Interpreter(model_content=content).get_signature_runner("serving_default")
-    serve, specs = server_of(model), tf.nest.flatten(inputs)
-    compared = False
-    for arrays in samples(specs):
-        shapes = ", ".join(str(list(each.shape)) for each in arrays)
-        try:
-            expected = serve(tf.nest.pack_sequence_as(inputs, [tf.constant(a) for a in arrays]))
-        except (ValueError, tf.errors.InvalidArgumentError):
-            continue  # inputs whose free sizes hang together in another way
-        names = [each.name for each in specs]
-        try:
-            actual = runner(**dict(zip(names, arrays, strict=True)))
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"The LiteRT file must take inputs of shapes {shapes} as the model does: {error}"
-            ) from error
-        for name, wanted in expected.items():
-            _compare(name, actual[name], np.asarray(wanted), tolerance, shapes)
-        compared = True
-    if not compared:
-        warnings.warn(
-            "The LiteRT file has not been compared with the model, which takes none of the sizes "
-            "tried",
-            stacklevel=3,
-        )
-
-
-def samples(specs):
-    """Yields lists of arrays for the inputs, of several batches and free sizes.
-
-    An axis is of one size in all inputs. No batch is empty: kernels of LiteRT's that broadcast an
-    empty tensor of five axes end the process.
-    """
-    rng = np.random.default_rng(0)
-    for batch, free in _SIZES:
-        arrays = []
-        for spec in specs:
-            sizes = [batch, *(free[min(axis, 2)] for axis in range(len(spec.shape) - 1))]
-            known = spec.shape[1:].as_list()
-            shape = [batch, *(n or size for n, size in zip(known, sizes[1:], strict=True))]
-            values = rng.uniform(0, 1, shape)
-            if len(shape) == 3 and shape[-1] == 4:  # perhaps boxes
-                values = np.sort(values * 16, axis=-1)
-            arrays.append(values.astype(spec.dtype.as_numpy_dtype))
-        yield arrays
-
-
-def _compare(name, actual, expected, tolerance, shapes):
-    """Raises ValueError that names the output unless it is as expected, to rounding."""
-    text = f"The LiteRT file must return what the model does for inputs of shapes {shapes}"
-    if actual.shape != expected.shape:
-        raise ValueError(
-            f"{text}: expected {name!r} of shape {expected.shape}, received {actual.shape}"
-        )
-    largest = np.max(np.abs(expected), initial=0.0) or 1.0
-    error = np.max(np.abs(actual.astype("float64") - expected), initial=0.0) / largest
-    if not error <= tolerance:
-        raise ValueError(
-            f"{text}: expected {name!r} to {tolerance:g} of its largest magnitude, received a "
-            f"difference of {error:.2g}"
-        )
+        interpreter = tf.lite.Interpreter(model_content=content)
+    run = interpreter.get_signature_runner("serving_default")
+    return lambda feeds: run(**feeds)

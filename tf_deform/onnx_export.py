@@ -99,6 +99,7 @@ def _converted(model, inputs, tf2onnx):
     def traced(*tensors):
         with onnx_ops.traced():
             outputs = serve(tf.nest.pack_sequence_as(inputs, tensors))
+        _let_inline(tf.compat.v1.get_default_graph())
         names[:] = outputs
         return outputs
 
@@ -116,6 +117,13 @@ def _converted(model, inputs, tf2onnx):
     exported.graph.output.sort(key=lambda output: names.index(output.name))
     _raise_opset(exported)
     return exported
+
+
+def _let_inline(graph):
+    """Lets calls that XLA is to compile be inlined: Keras has such around grouped convolutions."""
+    for op in graph.get_operations():
+        if op.type.endswith("PartitionedCall") and "_XlaMustCompile" in op.node_def.attr:
+            tf.Operation._clear_attr(op, "_XlaMustCompile")  # it has no public name
 
 
 def _allow_nothing(graph):
