@@ -16,10 +16,11 @@ HEAD = """# Support
 What each layer does in each engine, as it was measured by `make support` and `make engines`. No
 cell is written by hand.
 
-**{good}** agrees, **{wrong}** returns something else, **{failed}** raises, **{none}** the layer takes
-no such input, **{unknown}** was not run. One sign is of all sizes; three signs are of fixed sizes, of
-free ones (batch, height, width, boxes and queries are None) and of empty inputs (no images, no
-boxes, no queries). A number leads to the cause. {count} of {all} cells agree at all sizes.
+**{good}** agrees, **{wrong}** returns something else, **{failed}** raises, **{none}** the layer
+takes no such input, **{unknown}** was not run. One sign is of all sizes; three signs are of fixed
+sizes, of free ones (batch, height, width, boxes and queries are None) and of empty inputs (no
+images, no boxes, no queries). A number leads to the cause. {count} of {all} cells agree at all
+sizes.
 """
 
 

@@ -9,39 +9,33 @@ const path = require("path");
 console.warn = () => {};  // that tfjs-node would be faster
 const tf = require("@tensorflow/tfjs");
 
-function load(folder) {
+function read(folder) {
   const file = path.join(folder, "model.json");
   const model = JSON.parse(fs.readFileSync(file, "utf8"));
-  const parts = model.weightsManifest.flatMap((group) => group.paths).map(
-      (name) => fs.readFileSync(path.join(folder, name)));
-  const weights = Uint8Array.from(Buffer.concat(parts)).buffer;
+  const parts = model.weightsManifest.flatMap((group) => group.paths)
+                    .map((name) => fs.readFileSync(path.join(folder, name)));
   return {
     modelTopology: model.modelTopology,
     signature: model.signature,
     weightSpecs: model.weightsManifest.flatMap((group) => group.weights),
-    weightData: weights,
+    weightData: Uint8Array.from(Buffer.concat(parts)).buffer,
   };
 }
 
 async function main(folder) {
   await tf.setBackend("cpu");
-  const model = await tf.loadGraphModel({load: async () => load(folder)});
-  const given = JSON.parse(fs.readFileSync(0, "utf8"));
+  const model = await tf.loadGraphModel({load: async () => read(folder)});
   const inputs = {};
-  for (const name of Object.keys(model.modelSignature.inputs)) {
-    const key = Object.keys(given).find((each) => name.includes(each));
-    inputs[model.modelSignature.inputs[name].name] =
-        tf.tensor(Float32Array.from(given[key].values), given[key].shape);
+  const given = JSON.parse(fs.readFileSync(0, "utf8"));
+  for (const [name, {shape, values}] of Object.entries(given)) {
+    inputs[name] = tf.tensor(Float32Array.from(values), shape);
   }
   const names = Object.keys(model.modelSignature.outputs);
-  const nodes = names.map((name) => model.modelSignature.outputs[name].name);
-  const tensors = await model.executeAsync(inputs, nodes);
+  const tensors = [await model.executeAsync(inputs, names)].flat();
   const outputs = {};
-  [tensors].flat().forEach((tensor, index) => {
-    outputs[names[index]] = {
-      shape: tensor.shape,
-      values: Array.from(tensor.dataSync()),
-    };
+  tensors.forEach((tensor, index) => {
+    const values = Array.from(tensor.dataSync());
+    outputs[names[index]] = {shape: tensor.shape, values};
   });
   process.stdout.write(JSON.stringify(outputs));
 }
