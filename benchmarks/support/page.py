@@ -42,20 +42,13 @@ def write(data):
 
 def dump(data):
     """Returns the data as JSON, a line a cell."""
-    columns = [
-        f"  {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}"
-        for key, each in data["columns"].items()
-    ]
+    columns = [f"  {_entry(*each)}" for each in data["columns"].items()]
     rows = []
     for name, cells in data["rows"].items():
-        lines = [
-            f"   {json.dumps(key)}: {json.dumps(cell, ensure_ascii=False)}"
-            for key, cell in cells.items()
-        ]
-        rows.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
-    return (
-        '{\n "columns": {\n' + ",\n".join(columns) + '\n },\n "rows": {\n' + ",\n".join(rows)
-    ) + "\n }\n}\n"
+        lines = ",\n".join(f"   {_entry(*each)}" for each in cells.items())
+        rows.append(f"  {json.dumps(name)}: {{\n{lines}\n  }}")
+    parts = [",\n".join(each) for each in (columns, rows)]
+    return '{{\n "columns": {{\n{}\n }},\n "rows": {{\n{}\n }}\n}}\n'.format(*parts)
 
 
 def _entry(key, value):
@@ -128,7 +121,7 @@ def _causes(notes):
 
 
 def _columns(columns):
-    lines = ["| column | what is run | largest error | with | on |", "|---|---|---|---|---|"]
+    lines = ["| column | what is run | largest error | with | last run |", "|---|---|---|---|---|"]
     for each in columns.values():
         lines.append(
             f"| {each['title']} | {each['what']} | {each['tolerance']:.0e} | {each['versions']} | "

@@ -27,7 +27,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 TOGETHER = 6  # rows whose files are there at a time; an engine starts once for all of them
 LONGEST = 240  # characters that are kept of what was raised
-SECONDS = 120  # that an engine may take for a file
+SECONDS = 120  # that an engine may take to start, and for ten runs
 
 
 def main():
@@ -164,37 +164,29 @@ def run_engine(engine, jobs, folder, stem):
     The engine runs in a process of its own, which is started again if a job has ended it.
     """
     outputs = [pathlib.Path(folder, f"{stem}-{index}.npz") for index in range(len(jobs))]
-    failures = {}
-    while left := [
-        index
-        for index, output in enumerate(outputs)
-        if not (output.exists() or output.with_suffix(".txt").exists() or index in failures)
-    ]:
-        requests = [
-            {
-                "file": jobs[index].path,
-                "inputs": jobs[index].inputs,
-                "outputs": str(outputs[index]),
-                "empty": jobs[index].size == "empty",
-            }
-            for index in left
+    failures: dict = {}
+
+    def left():
+        return [
+            index
+            for index, output in enumerate(outputs)
+            if index not in failures
+            if not (output.exists() or output.with_suffix(".txt").exists())
         ]
-        end = ended(engine, requests, folder)
-        first = next((index for index in left if index in unfinished(outputs, left)), None)
-        if first is not None:
-            failures[first] = end
+
+    while waiting := left():
+        end = ended(engine, [request(jobs[index], outputs[index]) for index in waiting], folder)
+        failures.update(dict.fromkeys(left()[:1], end))
     for index, output in enumerate(outputs):
         text = output.with_suffix(".txt")
         failure = failures.get(index) or (text.exists() and shortened(text.read_text(), folder))
         yield output, failure or None
 
 
-def unfinished(outputs, left):
-    return [
-        index
-        for index in left
-        if not (outputs[index].exists() or outputs[index].with_suffix(".txt").exists())
-    ]
+def request(job, output):
+    """Returns what an engine's process is told of a job."""
+    empty = job.size == "empty"
+    return {"file": job.path, "inputs": job.inputs, "outputs": str(output), "empty": empty}
 
 
 def ended(engine, requests, folder):
