@@ -19,8 +19,8 @@ cell is written by hand.
 **{good}** agrees, **{wrong}** returns something else, **{failed}** raises, **{none}** the layer
 takes no such input, **{unknown}** was not run. One sign is of all sizes; three signs are of fixed
 sizes, of free ones (batch, height, width, boxes and queries are None) and of empty inputs (no
-images, no boxes, no queries). A number leads to the cause. {count} of {all} cells agree at all
-sizes.
+images, no boxes, no queries). A number leads to the cause. {count} of the {all} cells that
+were run agree wherever the layer takes the inputs.
 """
 
 
@@ -76,13 +76,14 @@ def render(data):
         "| | " + " | ".join(each["title"].replace(" ", "<br>") for each in columns.values()) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    agree = 0
+    run, agree = 0, 0
     for name, cells in rows.items():
         texts = [cell_text(key, cells.get(key), columns[key], notes) for key in columns]
-        agree += texts.count(GOOD)
+        run += len(cells)
+        agree += sum(not set(text) - {GOOD, NONE} for text in texts)
         table.append(f"| {_code(name)} | {' | '.join(texts)} |")
     signs = {"good": GOOD, "wrong": WRONG, "failed": FAILED, "none": NONE, "unknown": UNKNOWN}
-    head = HEAD.format(**signs, count=agree, all=len(rows) * len(columns))
+    head = HEAD.format(**signs, count=agree, all=run)
     parts = [head, "\n".join(table), "\n## Causes\n", *_causes(notes)]
     parts += ["\n## Columns\n", _columns(columns), "\n## Errors\n", _errors(columns, rows)]
     return "\n".join(parts) + "\n"
