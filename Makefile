@@ -11,6 +11,7 @@ ARGS ?=
 VENV := .venv
 VENV_LOWEST := .venv-lowest
 VENV_ADDONS := .venv-addons
+VENV_WEB := .venv-web
 RUN := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Prints what CMake is to know of TensorFlow.
@@ -22,8 +23,8 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
-	bench-exported ops \
-	sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons clean
+	bench-exported ops sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons support \
+	engines clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -118,6 +119,13 @@ bench-exported: ops $(VENV)/.has-engines ## time exported models in onnxruntime,
 	@echo "==> Running benchmarks/exported.py $(ARGS)"
 	@$(RUN) benchmarks/exported.py $(ARGS)
 
+support: ops ## measure what each layer does in each engine, write docs/support.md (ARGS="--columns onnx")
+	@$(RUN) benchmarks/support $(ARGS)
+
+engines: ops serving $(VENV)/.has-engines $(VENV_WEB)/.has-tensorflowjs ## the same in OpenVINO, TensorFlow.js and others
+	@PATH="$$PATH:$(CURDIR)/$(VENV_WEB)/bin" NODE_PATH=$(CURDIR)/$(VENV_WEB)/node_modules \
+		$(RUN) benchmarks/support --engines $(ARGS)
+
 serving: $(VENV)/.has-test ## build the C++ program that serves a SavedModel
 	@$(MAKE) --no-print-directory -C custom_ops/serving PYTHON=$(abspath $(RUN))
 
@@ -141,7 +149,7 @@ goldens-addons: $(VENV_ADDONS)/.has-addons ## write what TensorFlow Addons retur
 	@$(VENV_ADDONS)/bin/python -W ignore tests/goldens/make_addons_goldens.py
 
 clean: ## remove the virtual environments, builds and caches
-	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_ADDONS) build dist *.egg-info
+	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_ADDONS) $(VENV_WEB) build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -186,4 +194,14 @@ $(VENV_ADDONS)/.made:
 $(VENV_ADDONS)/.has-addons: tests/goldens/requirements.txt | $(VENV_ADDONS)/.made
 	@echo "==> Installing TensorFlow Addons into $(VENV_ADDONS) (a few minutes the first time)"
 	@$(VENV_ADDONS)/bin/python -m pip install -qq --requirement $<
+	@touch $@
+
+$(VENV_WEB)/.made:
+	$(call make_venv,$(VENV_WEB),$(PYTHON_LOWEST))
+
+$(VENV_WEB)/.has-tensorflowjs: benchmarks/support/requirements.txt | $(VENV_WEB)/.made
+	@command -v npm >/dev/null || { echo "node and npm are missing. On Debian or Ubuntu: apt install nodejs npm" >&2; exit 1; }
+	@echo "==> Installing TensorFlow.js into $(VENV_WEB) (a few minutes the first time)"
+	@$(VENV_WEB)/bin/python -m pip install -qq --requirement $<
+	@npm install --silent --no-save --prefix $(VENV_WEB) @tensorflow/tfjs@4.22.0
 	@touch $@

@@ -30,11 +30,12 @@ LAYERS = {
 class Case(NamedTuple):
     """A layer with options that are none of the defaults, and the shapes of what it is called on.
 
+    The layer is its name, or a function that makes it.
     The first entry of the shapes are features; the others are coordinates, or maps that are neither
     rounded nor resized. Either may be a list.
     """
 
-    layer: str
+    layer: str | Callable
     options: Callable[[], dict]
     shapes: tuple
     free: tuple  # the shapes with None for every axis that may be free
@@ -44,7 +45,7 @@ CONVOLUTION = {
     "filters": 6,
     "strides": 2,
     "groups": 2,
-    "activation": "gelu",
+    "activation": "silu",
     "kernel_initializer": "he_normal",
     "bias_initializer": "ones",
     "kernel_regularizer": "l2",
@@ -291,7 +292,7 @@ ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def make(case, **options):
-    return LAYERS[case.layer](**case.options(), **options)
+    return LAYERS.get(case.layer, case.layer)(**case.options(), **options)
 
 
 def is_shape(value):
@@ -309,7 +310,8 @@ def arguments_of(case, dtype="float32", shapes=None):
 
     def coordinates(shape):
         values = rng.uniform(0.05, 0.45, shape)
-        if shape == BOXES:  # made to lie in the smallest of the features, in any format
+        if "bounding_box_format" in case.options() and len(shape) == 3:
+            # Boxes are made to lie in the smallest of the features, in any format.
             values[..., 2:] += 0.5
             relative = case.options().get("bounding_box_format", "").startswith("rel_")
             values *= 1 if relative else 6
@@ -528,8 +530,17 @@ def test_one_trace_takes_every_batch_height_and_width(case):
 
 def larger_shapes(case):
     """Returns the shapes with larger features, and offsets that are as large as their output."""
+
+    def enlarged(shape, free):
+        pairs = zip(shape, free, strict=True)
+        return tuple(n + 2 if n > 4 and size is None else n for n, size in pairs)
+
     first, *others = case.shapes
-    (first,) = map_shapes(lambda shape: tuple(n + 2 if n > 4 else n for n in shape), [first])
+    first = (
+        enlarged(first, case.free[0])
+        if is_shape(first)
+        else list(map(enlarged, first, case.free[0]))
+    )
     larger = {(2, 7, 6, 12): (2, 9, 8, 12), FLOW: (2, 11, 9, 2)}
     return first, *map_shapes(lambda shape: larger.get(shape, shape), others)
 

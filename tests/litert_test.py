@@ -9,35 +9,9 @@ import tensorflow as tf
 
 import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
-from layer_contract_test import CASES, Case, arguments_of, built, larger_shapes, map_shapes
+from export_cases import EXPORTED, sizes_of
+from layer_contract_test import arguments_of, built, map_shapes
 from tf_deform import compiled, litert_export
-
-IMAGES = ((None, None, None, 4),)
-
-# What the contract's cases leave out of LiteRT's troubles.
-MORE = {
-    "strided and dilated": Case(
-        "DeformableConv2D",
-        lambda: {
-            "filters": 3,
-            "kernel_size": 3,
-            "strides": 2,
-            "dilation_rate": 2,
-            "padding": "same",
-        },
-        ((2, 9, 7, 4),),
-        IMAGES,
-    ),
-    "splines of a free size": Case(
-        "SpatialTransformer",
-        lambda: {
-            "localization": keras.layers.GlobalAveragePooling2D(),
-            "transformation": "thin_plate_spline",
-        },
-        ((2, 9, 7, 4),),
-        IMAGES,
-    ),
-}
 
 
 def converted(layer, shapes):
@@ -78,10 +52,6 @@ def run(content, arguments, *, empty=False):
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
-def of_batch(arguments, batch):
-    return tf.nest.map_structure(lambda each: np.resize(each, (batch, *each.shape[1:])), arguments)
-
-
 def assert_runs_empty(content, layer, arguments):
     """Asserts the shape of what comes out: Keras's pooling has no maximum of nothing to compare."""
     shapes = map_shapes(lambda each: each, tf.nest.map_structure(lambda a: a.shape, arguments))
@@ -89,21 +59,19 @@ def assert_runs_empty(content, layer, arguments):
     assert run(content, arguments, empty=True).shape == tuple(expected)
 
 
-@pytest.mark.parametrize("case", {**CASES, **MORE}.values(), ids={**CASES, **MORE}.keys())
+@pytest.mark.parametrize("case", EXPORTED.values(), ids=EXPORTED.keys())
 def test_litert_agrees_with_keras_at_known_and_free_sizes_and_where_there_is_nothing(case):
-    layer = built(case)
-    arguments = arguments_of(case)
+    layer, sizes = built(case), sizes_of(case)
+    (arguments,) = [arguments_of(case, shapes=shapes) for shapes in sizes["fixed"]]
     actual = run(converted(layer, case.shapes), arguments)
     assert relative_error(actual, layer(*arguments)) < TOLERANCE["float32"]
     content = converted(layer, case.free)
-    larger = arguments_of(case, shapes=larger_shapes(case))
-    for samples in (of_batch(arguments, 1), of_batch(larger, 3)):
-        expected = layer(*samples)
-        assert relative_error(run(content, samples), expected) < TOLERANCE["float32"]
-    assert_runs_empty(content, layer, of_batch(arguments, 0))
-    if "bounding_box_format" in case.options():
-        features, *coordinates = arguments
-        assert_runs_empty(content, layer, [features, *(each[:, :0] for each in coordinates)])
+    for shapes in sizes["free"]:
+        arguments = arguments_of(case, shapes=shapes)
+        expected = layer(*arguments)
+        assert relative_error(run(content, arguments), expected) < TOLERANCE["float32"], shapes
+    for shapes in sizes["empty"]:
+        assert_runs_empty(content, layer, arguments_of(case, shapes=shapes))
 
 
 # tfd.export_litert

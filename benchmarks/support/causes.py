@@ -1,0 +1,54 @@
+"""Why cells are not good, in words: columns and messages as patterns, the first that fits."""
+
+_ALL = ""
+_KERAS_FILES = "keras_onnx|keras_openvino|keras_litert|converter"
+KNOWN: list[tuple[str, str, str]] = [
+    (
+        "int8",
+        "'representative'|quantize must be",
+        "`tfd.export_litert` does not write int8 yet.",
+    ),
+    (
+        "jit",
+        "sampling_ratio|NonMax|must be a compile-time constant|dynamic",
+        "XLA needs to know how many samples there are: with `sampling_ratio=0` the boxes say so.",
+    ),
+    (
+        "tensorflowjs",
+        "Erfc",
+        "TensorFlow.js has no `Erfc`, which an exact GELU is made of: take `silu`, or "
+        "`keras.activations.gelu(x, approximate=True)`.",
+    ),
+    (
+        "tensorflowjs",
+        "vals.subarray is not a function",
+        "TensorFlow.js keeps an empty tensor as a plain array, which its own slice refuses.",
+    ),
+    (
+        "keras_onnx",
+        "Erfc",
+        "tf2onnx writes an exact GELU as `Erfc`, which ONNX does not have: use `tfd.export_onnx`.",
+    ),
+    (
+        "keras_onnx",
+        "Reshape",
+        "In ONNX a 0 in a shape means to copy a size, unless `allowzero` is set, and tf2onnx does "
+        "not set it: use `tfd.export_onnx`.",
+    ),
+    (
+        "openvino_onnx",
+        "DeformConv",
+        "OpenVINO reads no `DeformConv` from ONNX files: give it the SavedModel.",
+    ),
+    (
+        "openvino_onnx",
+        "Loop",
+        "OpenVINO cannot run the loop that ONNX files hold with `sampling_ratio=0`: give it the "
+        "SavedModel.",
+    ),
+    (
+        _ALL,
+        "ended by SIG",
+        "The engine ends the process.",
+    ),
+]
