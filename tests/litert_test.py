@@ -97,7 +97,9 @@ def test_the_exported_file_has_names_and_free_sizes(tmp_path, quantize):
 
 
 def test_an_unknown_quantization_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="quantize must be None, 'float16' or 'dynamic', received"):
+    with pytest.raises(
+        ValueError, match="quantize must be None or one of 'float16', 'dynamic', 'int8', "
+    ):
         tfd.export_litert(two_inputs(), tmp_path / "model.tflite", quantize="int4")
     assert not list(tmp_path.iterdir())
 

@@ -328,6 +328,9 @@ def _contract(geometry, samples, kernel):
     """
     taps, inner, filters = kernel.shape
     groups = geometry.groups
+    if groups == 1 and compiled.traced_for_export():  # one product, which LiteRT has in 8 bits
+        samples = tf.reshape(tf.transpose(samples, [1, 0, 2]), [-1, taps * inner])
+        return tf.matmul(samples, tf.reshape(kernel, [taps * inner, filters]))
     if groups == 1:
         return _product(samples, kernel)
     samples = tf.reshape(samples, [taps, -1, groups, inner])
@@ -346,8 +349,7 @@ def _product(samples, kernel):
     taps, channels, filters = kernel.shape
 
     def gradient(upstream):
-        at_once = taps == 1 or compiled.in_save_context()
-        kernel_gradient = (_products_at_once if at_once else _products)(samples, upstream)
+        kernel_gradient = _products(samples, upstream)
         flat = tf.reshape(kernel, [taps * channels, filters])
         with tf.control_dependencies([kernel_gradient]):
             by_pixel = tf.matmul(upstream, flat, transpose_b=True)
@@ -377,7 +379,3 @@ def _products(samples, values):
         return tf.matmul(values, upstream, transpose_b=True), _product(samples, upstream)
 
     return found.stack(), gradient
-
-
-def _products_at_once(samples, values):
-    return tf.matmul(samples, tf.expand_dims(values, 0), transpose_a=True)
