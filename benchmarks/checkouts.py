@@ -29,7 +29,7 @@ def main(other, rounds, part):
         ratio = statistics.median(times["own"]) / statistics.median(times["other"])
         ratios.setdefault(each, []).append(ratio)
         memory = f"{peaks['other']:8.0f} -> {peaks['own']:.0f}"
-        print(f"  {operator:34}{each:14}{ratio:6.2f}{memory}", flush=True)
+        print(f"  {operator:36}{each:14}{ratio:6.2f}{memory}", flush=True)
     for each, found in ratios.items():
         print(f"  {each}, geometric mean: {statistics.geometric_mean(found):.2f}")
     for worker in workers.values():

@@ -67,6 +67,7 @@ def main():
         checkouts.main(options.against, options.rounds, options.only or "all")
         return
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+    tfd.set_implementation("portable")
     rounds = 3 if options.quick else options.rounds
     kept = slice(1) if options.quick else slice(None)
     results = {"hardware": hardware(), "commit": commit(), "rounds": rounds}
@@ -378,7 +379,7 @@ def measure_memory(quick):
                 found[each + (" XLA" if jit else "")] = peak / 2**20, peak / data
         results[name] = found
         cells = (f"{each} {peak:.0f} ({multiple:.1f})" for each, (peak, multiple) in found.items())
-        print(f"  {name:34}{'  '.join(cells)}", flush=True)
+        print(f"  {name:36}{'  '.join(cells)}", flush=True)
     return results
 
 
