@@ -49,7 +49,7 @@ def export_litert(quantize, **options):
 
     def write(model, path, samples):
         if quantize == "int8":
-            options["representative"] = samples
+            options["representative"] = [samples]
         tfd.export_litert(model, path, quantize=quantize, **options)
 
     return write
