@@ -10,6 +10,7 @@ from tf_deform import compiled
 from tf_deform.annotations import Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.turns import loop
 
 
 @operator
@@ -186,11 +187,9 @@ def summed(moves, step, *sums):
     places, count = tf.constant(moves), len(moves)
 
     def body(index, *sums):
-        return index + 1, *step(index, places[index // count], places[index % count], *sums)
+        return step(index, places[index // count], places[index % count], *sums)
 
-    return tf.while_loop(
-        lambda *_: True, body, (0, *sums), parallel_iterations=1, maximum_iterations=count**2
-    )[1:]
+    return loop(count**2, body, sums)
 
 
 def _frame(maps, width):

@@ -11,7 +11,7 @@ from tf_deform.annotations import Padding, PerAxis, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sum_dtype, sum_samples, unstacked
 from tf_deform.ops.symbolic import operator
-from tf_deform.ops.turns import sum_slices
+from tf_deform.ops.turns import loop, sum_slices
 
 AT_ONCE = 2**26  # bytes of samples; above this their taps are taken in turns
 
@@ -377,11 +377,9 @@ def _products(samples, values):
     found = tf.TensorArray(samples.dtype, taps, element_shape=[channels, values.shape[1]])
 
     def add(tap, found):
-        return tap + 1, found.write(tap, tf.matmul(samples[tap], values, transpose_a=True))
+        return [found.write(tap, tf.matmul(samples[tap], values, transpose_a=True))]
 
-    _, found = tf.while_loop(
-        lambda tap, _: tap < taps, add, (0, found), parallel_iterations=1, maximum_iterations=taps
-    )
+    (found,) = loop(taps, add, [found])
 
     def gradient(upstream):
         return tf.matmul(values, upstream, transpose_b=True), _product(samples, upstream)

@@ -48,7 +48,7 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
         def add(turn, total):
             return [total + form([turn], *slices(turn, arguments))]
 
-        return _loop(count, add, [zeros()])[0], lambda upstream: gradients(upstream, *arguments)
+        return loop(count, add, [zeros()])[0], lambda upstream: gradients(upstream, *arguments)
 
     @tf.custom_gradient
     def gradients(upstream, *arguments):
@@ -66,7 +66,7 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
             ]
 
         empty = [_empty(each, axis) for axis, each in zip(axes, arguments, strict=True)]
-        found = _loop(count, add, empty)
+        found = loop(count, add, empty)
         found = [
             each if axis is None else _stacked(each, axis)
             for axis, each in zip(axes, found, strict=True)
@@ -89,8 +89,8 @@ def _exceed(limit, samples):
     return 4 * batch * math.prod(rest) > limit
 
 
-def _loop(count, body, state):
-    """Returns the state after body(turn, *state) has replaced it in each of `count` turns."""
+def loop(count, body, state):
+    """Returns the state, a list, that body(turn, *state) has replaced in each of `count` turns."""
     return tf.while_loop(
         lambda turn, *_: turn < count,
         lambda turn, *state: (turn + 1, *body(turn, *state)),
