@@ -218,10 +218,10 @@ def test_a_turned_box_is_seen_as_if_the_image_were_turned_back(rng):
     upright = ops.roi_align(features, [[1.0, 2.0, 5.0, 4.0]], [0], (2, 4))
     for quarters in range(4):
         turned = np.rot90(features, quarters, axes=(1, 2))
-        box = [[3.0, 3.0, 4.0, 2.0, 90.0 * quarters]]
+        box = np.array([[3.0, 3.0, 4.0, 2.0, 90.0 * quarters]])
         pooled = ops.roi_align_rotated(turned, box, [0], (2, 4), angle_unit="degrees")
         np.testing.assert_allclose(pooled, upright, atol=1e-12)
-        box[0][4] = -np.radians(box[0][4])
+        box[0, 4] = -np.radians(box[0, 4])
         pooled = ops.roi_align_rotated(turned, box, [0], (2, 4), clockwise=True)
         np.testing.assert_allclose(pooled, upright, atol=1e-12)
 
