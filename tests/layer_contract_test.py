@@ -326,9 +326,9 @@ def map_shapes(function, shapes):
     return [function(each) if is_shape(each) else map_shapes(function, each) for each in shapes]
 
 
-def arguments_of(case, dtype="float32", shapes=None):
+def arguments_of(case, dtype="float32", shapes=None, seed=1):
     """Returns features and coordinates; the latter are in float32 or wider."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
 
     def coordinates(shape):
         values = rng.uniform(0.05, 0.45, shape)

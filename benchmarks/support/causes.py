@@ -36,6 +36,16 @@ KNOWN: list[tuple[str, str, str]] = [
         "not set it: use `tfd.export_onnx`.",
     ),
     (
+        "openvino",
+        "BatchToSpace",
+        "OpenVINO's own convolution, dilated, refuses an empty batch.",
+    ),
+    (
+        "openvino",
+        "AvgPool",
+        "OpenVINO's own pooling refuses an empty batch.",
+    ),
+    (
         "openvino_onnx",
         "DeformConv",
         "OpenVINO reads no `DeformConv` from ONNX files: give it the SavedModel.",

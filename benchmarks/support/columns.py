@@ -49,7 +49,7 @@ def export_litert(quantize, **options):
 
     def write(model, path, samples):
         if quantize == "int8":
-            options["representative"] = [samples]
+            options["representative"] = samples
         tfd.export_litert(model, path, quantize=quantize, **options)
 
     return write
@@ -59,7 +59,7 @@ def export_keras(format_of_keras):
     """Returns the writer that is Keras's own, which takes models that have been called alone."""
 
     def write(model, path, samples):
-        model(samples)
+        model(samples[0])
         model.export(path, format=format_of_keras, verbose=False)
 
     return write

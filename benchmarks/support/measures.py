@@ -13,6 +13,8 @@ from conftest import relative_error
 from export_cases import EXPORTED, inputs_of, sizes_of
 from layer_contract_test import arguments_of, built, built_under, map_shapes
 
+REPRESENTATIVE = 32  # draws of inputs of each size, which 8 bits are calibrated with
+
 
 class Subject:
     """A layer of the table with random weights, its models, and what it returns at every size.
@@ -37,6 +39,15 @@ class Subject:
                 except tf.errors.InvalidArgumentError:  # Keras's pooling takes some images only
                     continue
                 self.samples[size].append((shapes, arguments, result))
+
+    def representative(self, size):
+        """Returns inputs such as those of the size, and none of them: a list of lists of arrays."""
+        known = [shapes for shapes, *_ in self.samples[size]]
+        return [
+            tf.nest.flatten(arguments_of(self.case, shapes=shapes, seed=seed))
+            for seed in range(2, 2 + REPRESENTATIVE)
+            for shapes in known
+        ]
 
     def model(self, size):
         """Returns the functional model, of sizes that are known or free."""

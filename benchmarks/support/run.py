@@ -109,10 +109,10 @@ class Files:
             file, write = FORMATS[kind]
             path = pathlib.Path(f"{self.stem}-{kind}-{size}", file)
             path.parent.mkdir()
-            (_, arguments, _), *_ = self.subject.samples[size]
 
             def write_it():
-                write(self.subject.model(size), str(path), tf.nest.flatten(arguments))
+                samples = self.subject.representative(size)
+                write(self.subject.model(size), str(path), samples)
                 if not path.exists():
                     raise FileNotFoundError("there is no file, though nothing was raised")
 
