@@ -1,5 +1,8 @@
 """Deformable convolutions whose offsets are predicted from other features than the inputs."""
 
+import re
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -174,3 +177,20 @@ def test_the_shift_between_two_frames_is_learned_from_both(rng):
     offset, _ = align.predict_offset(moved, keras.Model(model.inputs, guide)(inputs))
     found = np.mean(offset, axis=(1, 2))  # [pairs, (y, x)]
     assert np.mean(np.abs(found - np.stack([0 * shifts, shifts], axis=1))) < 0.2
+
+
+def test_the_documented_alignment_of_two_pyramids_trains(rng):
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    (source,) = re.findall(r"```python\n(def align.*?)```", text, re.DOTALL)
+    names = {"keras": keras, "tfd": tfd}
+    exec(source, names)
+    shapes = [(16, 12, 5), (8, 6, 7)]
+    inputs = [keras.Input(shape) for shape in 2 * shapes]
+    model = keras.Model(inputs, names["align"](inputs[:2], inputs[2:]))
+    assert model.output_shape == [(None, 16, 12, 32), (None, 8, 6, 32)]
+    model.compile("adam", "mse", jit_compile=False)
+    arrays = [rng.normal(size=(2, *each.shape[1:])).astype("float32") for each in inputs]
+    before = model.get_weights()
+    targets = [np.ones([2, *shape[1:]], "float32") for shape in model.output_shape]
+    model.fit(arrays, targets, epochs=2, verbose=0)
+    assert all(np.any(new != old) for new, old in zip(model.get_weights(), before, strict=True))

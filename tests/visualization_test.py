@@ -192,7 +192,7 @@ def test_turned_bins_lie_where_the_layer_samples(rng, ax):
     features = np.stack(np.meshgrid(np.arange(7.0), np.arange(6.0)), axis=-1)[None]  # (x, y)
     boxes = np.array([[[7.0, 6.0, 5.0, 4.0, 0.6]]])
     visualization.plot_bins(IMAGE, layer, (features, boxes), ax=ax)
-    drawn = lines(ax)
+    drawn = np.stack(lines(ax))
     pooled = layer(features, boxes).numpy().reshape(6, 2)
     middles = np.mean(drawn[:, :4], axis=1)
     np.testing.assert_allclose((middles + 0.5) * 0.5 - 0.5, pooled, atol=1e-5)

@@ -57,7 +57,7 @@ class RoIAlign(RoIPooling):
         self.sampling_ratio = sampling_ratio
         self.aligned = validation.boolean("aligned", aligned)
         validation.choice("reduction", reduction, REDUCTIONS)
-        self.reduction: str = reduction
+        self.reduction: PoolReduction = reduction
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Tensor, boxes: Tensor) -> Tensor:
@@ -137,10 +137,10 @@ class RoIAlignRotated(RegionPooling):
         self.sampling_ratio = sampling_ratio
         self.aligned = validation.boolean("aligned", aligned)
         validation.choice("angle_unit", angle_unit, ANGLE_UNITS)
-        self.angle_unit: str = angle_unit
+        self.angle_unit: AngleUnit = angle_unit
         self.clockwise = validation.boolean("clockwise", clockwise)
         validation.choice("reduction", reduction, REDUCTIONS)
-        self.reduction: str = reduction
+        self.reduction: PoolReduction = reduction
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Tensor, boxes: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class MultiScaleRoIAlign(RoIPooling):
         self.canonical_size = validation.number("canonical_size", canonical_size, above=0)
         self.canonical_level = validation.number("canonical_level", canonical_level)
         validation.choice("reduction", reduction, REDUCTIONS)
-        self.reduction: str = reduction
+        self.reduction: PoolReduction = reduction
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Sequence[Tensor] | Mapping[str, Tensor], boxes: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def bins_of(start, size, output_size, shift=None, turn=None):
         origin = _per_roi(start[:, axis])
         origin += tf.reshape(tf.range(count, dtype=step.dtype), shape) * step
         bins.append((origin if shift is None else origin + shift[axis], step))
-    return Bins(*bins, turn)
+    return Bins(bins[0], bins[1], turn)
 
 
 def places_of(steps, dtype):
