@@ -225,9 +225,11 @@ sample(values, points, *, interpolation="bilinear", padding_mode="zeros")
 weighted_sample(values, points, weights=None, image_index=None)
 deformable_conv(inputs, kernel, offset, mask=None, *, strides=1, padding="valid", dilation_rate=1)
 roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2,
-    aligned=True)
+    aligned=True, reduction="mean")
+roi_align_rotated(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2,
+    aligned=True, angle_unit="radians", clockwise=False, reduction="mean")
 multi_scale_roi_align(features, boxes, box_indices, output_size, *, scales, sampling_ratio=2,
-    aligned=True, canonical_size=224, canonical_level=4)
+    aligned=True, canonical_size=224, canonical_level=4, reduction="mean")
 ps_roi_align(features, boxes, box_indices, output_size, *, spatial_scale=1.0, sampling_ratio=2)
 deformable_roi_pool(features, boxes, box_indices, offset, output_size, *, mask=None,
     spatial_scale=1.0, sampling_ratio=2, gamma=0.1)
@@ -255,10 +257,12 @@ resize_flow(flow, size)
 jacobian_determinant(flow)
 warp_points(points, flow)
 
-RoIAlign(output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True,
+RoIAlign(output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True, reduction="mean",
     bounding_box_format="xyxy")
+RoIAlignRotated(output_size, *, spatial_scale=1.0, sampling_ratio=2, aligned=True,
+    angle_unit="radians", clockwise=False, reduction="mean")
 MultiScaleRoIAlign(output_size, *, scales, sampling_ratio=2, aligned=True, canonical_size=224,
-    canonical_level=4, bounding_box_format="xyxy")
+    canonical_level=4, reduction="mean", bounding_box_format="xyxy")
 PSRoIAlign(output_size, output_channels, *, spatial_scale=1.0, sampling_ratio=2,
     bounding_box_format="xyxy")
 DeformableRoIPooling(output_size, *, spatial_scale=1.0, sampling_ratio=2, gamma=0.1,
@@ -311,9 +315,10 @@ del DOCUMENTED["__builtins__"]
 CALLS = {
     **dict.fromkeys(
         ("DeformableConv1D", "DeformableConv2D", "DeformableConv3D"),
-        "(self, inputs, offset=None, modulation=None)",
+        "(self, inputs, offset=None, modulation=None, guide=None)",
     ),
     "RoIAlign": "(self, features, boxes)",
+    "RoIAlignRotated": "(self, features, boxes)",
     "MultiScaleRoIAlign": "(self, features, boxes)",
     "PSRoIAlign": "(self, features, boxes)",
     "DeformableRoIPooling": "(self, features, boxes, offset=None)",

@@ -15,6 +15,20 @@ def convolution(**options):
     return Case("DeformableConv2D", lambda: {"kernel_size": 3, **options}, (FEATURES,), IMAGES)
 
 
+class Guided(keras.layers.Layer):
+    """A DeformableConv2D that is called on features and their guide."""
+
+    def __init__(self, **options):
+        super().__init__(autocast=False)
+        self.convolution = tfd.layers.DeformableConv2D(**options)
+
+    def build(self, features_shape, guide_shape):
+        self.convolution.build(features_shape, guide_shape=guide_shape)
+
+    def call(self, features, guide):
+        return self.convolution(features, guide=guide)
+
+
 def separable(**options):
     """Returns what a separable convolution becomes: two layers, the first of them deformable."""
     images = keras.Input((None, None, 4))
@@ -31,6 +45,12 @@ VARIANTS = {
     "DeformableConv2D, groups": convolution(filters=6, groups=2, modulated=True),
     "DeformableConv2D, deformable groups": convolution(filters=3, deformable_groups=2),
     "DeformableConv2D, depthwise": convolution(filters=8, groups=4, padding="same"),
+    "DeformableConv2D, guide": Case(
+        Guided,
+        lambda: {"filters": 3, "kernel_size": 3, "modulated": True},
+        (FEATURES, (2, 9, 7, 2)),
+        (*IMAGES, (None, None, None, 2)),
+    ),
     "DeformableConv2D, separable": Case(separable, lambda: {"filters": 3}, (FEATURES,), IMAGES),
     # LiteRT leaves weights of fewer than 1,024 elements as they are.
     "DeformableConv2D, 32 channels": Case(

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 FEATURES = (2, 9, 7, 4)
 PYRAMID = [(2, 10, 8, 4), (2, 5, 4, 4)]
 BOXES = (2, 3, 4)
+TURNED_BOXES = (2, 3, 5)
 FLOW = (2, 9, 7, 2)
 
 
@@ -146,6 +147,26 @@ CASES = {
         (FEATURES, BOXES),
         ((None, None, None, 4), (None, None, 4)),
     ),
+    "RoIAlign, maximum": Case(
+        "RoIAlign",
+        lambda: {"output_size": 2, "reduction": "max", "bounding_box_format": "yxyx"},
+        (FEATURES, BOXES),
+        ((None, None, None, 4), (None, None, 4)),
+    ),
+    "RoIAlignRotated": Case(
+        "RoIAlignRotated",
+        lambda: {
+            "output_size": (2, 3),
+            "spatial_scale": 0.5,
+            "sampling_ratio": 3,
+            "aligned": False,
+            "angle_unit": "degrees",
+            "clockwise": True,
+            "reduction": "max",
+        },
+        (FEATURES, TURNED_BOXES),
+        ((None, None, None, 4), (None, None, 5)),
+    ),
     "MultiScaleRoIAlign": Case(
         "MultiScaleRoIAlign",
         lambda: {
@@ -155,6 +176,7 @@ CASES = {
             "aligned": False,
             "canonical_size": 4,
             "canonical_level": 1,
+            "reduction": "max",
             "bounding_box_format": "center_xywh",
         },
         (PYRAMID, BOXES),
@@ -315,6 +337,8 @@ def arguments_of(case, dtype="float32", shapes=None, seed=1):
             values[..., 2:] += 0.5
             relative = case.options().get("bounding_box_format", "").startswith("rel_")
             values *= 1 if relative else 6
+        if shape == TURNED_BOXES:
+            values = 10 * values + [1, 1, 0, 0, 0]
         return values.astype("float64" if dtype == "float64" else "float32")
 
     first, *others = case.shapes if shapes is None else shapes

@@ -385,14 +385,53 @@ def roi_align(
     spatial_scale=1.0,
     sampling_ratio=2,
     aligned=True,
+    reduction="mean",
 ):
-    """Returns [rois, out_h, out_w, C], the mean of the samples in each bin of each box."""
+    """Returns [rois, out_h, out_w, C], the mean or max of the samples in each bin of each box."""
     features, boxes, output_size = _float64(features), _float64(boxes), _per_axis(output_size, 2)
     result = np.zeros((len(boxes), *output_size, features.shape[-1]))
     for r, ph, pw in np.ndindex(*result.shape[:-1]):
         start, size = _scaled_box(boxes[r], spatial_scale, aligned)
         image = features[box_indices[r]]
-        result[r, ph, pw] = _bin_mean(image, start, size, (ph, pw), output_size, sampling_ratio)
+        samples = _bin_samples(image, start, size, (ph, pw), output_size, sampling_ratio)
+        result[r, ph, pw] = _reduced(samples, reduction)
+    return result
+
+
+def roi_align_rotated(
+    features,
+    boxes,
+    box_indices,
+    output_size,
+    *,
+    spatial_scale=1.0,
+    sampling_ratio=2,
+    aligned=True,
+    angle_unit="radians",
+    clockwise=False,
+    reduction="mean",
+):
+    """Returns the same of boxes [rois, (x_center, y_center, width, height, angle)]."""
+    features, boxes, output_size = _float64(features), _float64(boxes), _per_axis(output_size, 2)
+    result = np.zeros((len(boxes), *output_size, features.shape[-1]))
+    for r, ph, pw in np.ndindex(*result.shape[:-1]):
+        x_center, y_center, width, height = boxes[r, :4] * spatial_scale
+        angle = math.radians(boxes[r, 4]) if angle_unit == "degrees" else boxes[r, 4]
+        sin, cos = np.sin(-angle if clockwise else angle), np.cos(angle)
+        size = np.array([height, width])
+        if aligned:
+            x_center, y_center = x_center - 0.5, y_center - 0.5
+        else:
+            size = np.maximum(size, 1)
+
+        def turned(point, x_center=x_center, y_center=y_center, sin=sin, cos=cos):
+            dy, dx = point
+            return np.array([y_center - dx * sin + dy * cos, x_center + dx * cos + dy * sin])
+
+        image = features[box_indices[r]]
+        cell = ph, pw
+        samples = _bin_samples(image, -size / 2, size, cell, output_size, sampling_ratio, turned)
+        result[r, ph, pw] = _reduced(samples, reduction)
     return result
 
 
@@ -496,15 +535,28 @@ def _scaled_box(box, spatial_scale, aligned):
 
 def _bin_mean(image, start, size, cell, output_size, sampling_ratio):
     """Returns the mean [C] of the samples centred in the subcells of bin `cell`, 0 if none."""
+    samples = _bin_samples(image, start, size, cell, output_size, sampling_ratio)
+    return _reduced(samples, "mean")
+
+
+def _bin_samples(image, start, size, cell, output_size, sampling_ratio, turned=np.array):
+    """Returns the samples [n, C] centred in the subcells of bin `cell`."""
     bin_size = size / output_size
     counts = [sampling_ratio] * 2
     if sampling_ratio == 0:
         counts = [max(math.ceil(b), 0) if math.isfinite(b) else 0 for b in bin_size]
-    total = np.zeros(image.shape[-1])
+    samples = []
     for step in np.ndindex(*counts):
         point = start + cell * bin_size + (np.array(step) + 0.5) * bin_size / counts
-        total += linear_sample(image, point, "roi")[0]
-    return total / max(math.prod(counts), 1)
+        samples.append(linear_sample(image, turned(point), "roi")[0])
+    return np.reshape(samples, [-1, image.shape[-1]])
+
+
+def _reduced(samples, reduction):
+    """Returns the mean or max [C] of samples [n, C], 0 if there are none."""
+    if not len(samples):
+        return np.zeros(samples.shape[-1])
+    return np.mean(samples, axis=0) if reduction == "mean" else np.max(samples, axis=0)
 
 
 def _round_half_away(x):

@@ -21,7 +21,10 @@ from tf_deform import ops
 pytestmark = pytest.mark.usefixtures("implementation")
 
 BATCH, HEIGHT, WIDTH, ROIS = 2, 5, 7, 3
-POOLINGS = ["roi_align", "ps_roi_align", "deformable_roi_pool", "deformable_ps_roi_pool"]
+POOLINGS = [
+    *("roi_align", "roi_align_rotated", "ps_roi_align"),
+    *("deformable_roi_pool", "deformable_ps_roi_pool"),
+]
 PS_OPTIONS = {"output_channels": 4, "group_size": 2, "part_size": 3}
 
 
@@ -52,7 +55,7 @@ def build(rng, name, output_size=(3, 2), *, space=(HEIGHT, WIDTH), rois=ROIS, op
         masked = {} if mask is None else {"mask": mask}
         return getattr(library, name)(*arguments, output_size, **options, **masked)
 
-    return features, draw_boxes(rng, rois, space), extra, pooling
+    return features, boxes_of(name, draw_boxes(rng, rois, space)), extra, pooling
 
 
 def draw_boxes(rng, rois, space=(HEIGHT, WIDTH)):
@@ -61,6 +64,16 @@ def draw_boxes(rng, rois, space=(HEIGHT, WIDTH)):
     start = rng.uniform(-2, [width, height], [rois, 2])
     size = rng.uniform(0.1, [width, height], [rois, 2])
     return np.concatenate([start, start + size], axis=1)
+
+
+def boxes_of(name, boxes):
+    """Returns upright boxes as the pooling takes them: turned, each by another angle."""
+    boxes = np.array(boxes, np.float64)
+    if name != "roi_align_rotated":
+        return boxes
+    start, end = boxes[:, :2], boxes[:, 2:]
+    angles = 0.7 + 1.9 * np.arange(len(boxes))[:, None]
+    return np.concatenate([(start + end) / 2, end - start, angles], axis=1)
 
 
 @st.composite
@@ -77,8 +90,12 @@ def poolings(draw, name):
         options["sampling_ratio"] = draw(st.integers(0, 3))
     if name == "deformable_roi_pool":
         options["gamma"] = draw(st.sampled_from([0.1, 0.35]))
-    if name == "roi_align":
+    if name.startswith("roi_align"):
         options["aligned"] = draw(st.booleans())
+        options["reduction"] = draw(st.sampled_from(["mean", "max"]))
+    if name == "roi_align_rotated":
+        options["clockwise"] = draw(st.booleans())
+        options["angle_unit"] = draw(st.sampled_from(["radians", "degrees"]))
     output_size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     space = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -104,7 +121,9 @@ def test_without_offsets_the_bins_stay_in_place(rng, name):
 # An adaptive ratio cannot be compiled by XLA.
 TRACED = [
     *itertools.product(["graph", "jit"], POOLINGS, [{"spatial_scale": 0.5}]),
-    *itertools.product(["graph"], POOLINGS[:3], [{"sampling_ratio": 0}]),
+    *itertools.product(["graph"], POOLINGS[:4], [{"sampling_ratio": 0}]),
+    *itertools.product(["graph", "jit"], POOLINGS[:2], [{"reduction": "max"}]),
+    *itertools.product(["graph"], POOLINGS[:2], [{"sampling_ratio": 0, "reduction": "max"}]),
 ]
 
 
@@ -131,7 +150,8 @@ def test_poolings_of_sizes_unknown_while_tracing_equal_the_oracle(rng, traced, n
 def test_half_precision_is_accumulated_in_float32_at_float32_boxes(rng, name, dtype):
     """At 1001.3 neighbouring halves are 0.5 apart."""
     features, boxes, extra, pooling = build(rng, name, space=(2, 1010))
-    boxes = (boxes + [[1000.3, 0.1, 1000.3, 0.1]] * ROIS).astype(np.float32)
+    moved = [1000.3, 0.1, 0, 0, 0] if name == "roi_align_rotated" else [1000.3, 0.1, 1000.3, 0.1]
+    boxes = (boxes + [moved] * ROIS).astype(np.float32)
     extra = [each.astype(np.float32) for each in extra]
     features = tf.cast(features, dtype)
     actual = pooling(ops, features, boxes, *extra)
@@ -154,7 +174,9 @@ def expected_multi_scale(features, boxes, indices, output_size, scales, canonica
 
 
 @pytest.mark.parametrize("traced", ["eager", "graph", "jit"])
-@pytest.mark.parametrize("options", [{}, {"aligned": False}, {"sampling_ratio": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"aligned": False}, {"sampling_ratio": 3, "reduction": "max"}], ids=str
+)
 def test_multi_scale_roi_align_pools_each_box_from_its_level(rng, options, traced):
     scales, indices = (1 / 4, 1 / 8, 1 / 16), np.array([1, 0, 0, 1, 0, 1, 1])
     features = [rng.normal(size=[2, *size, 3]) for size in ((12, 16), (6, 8), (3, 4))]
@@ -187,6 +209,61 @@ def test_boxes_of_the_canonical_size_are_pooled_from_the_canonical_level(side, l
     assert pooled.numpy().item() == level
 
 
+# Turned boxes
+
+
+def test_a_turned_box_is_seen_as_if_the_image_were_turned_back(rng):
+    """Quarter turns, counter-clockwise as one looks at the image, whose y points down."""
+    features = rng.normal(size=[1, 6, 6, 2])
+    upright = ops.roi_align(features, [[1.0, 2.0, 5.0, 4.0]], [0], (2, 4))
+    for quarters in range(4):
+        turned = np.rot90(features, quarters, axes=(1, 2))
+        box = np.array([[3.0, 3.0, 4.0, 2.0, 90.0 * quarters]])
+        pooled = ops.roi_align_rotated(turned, box, [0], (2, 4), angle_unit="degrees")
+        np.testing.assert_allclose(pooled, upright, atol=1e-12)
+        box[0, 4] = -np.radians(box[0, 4])
+        pooled = ops.roi_align_rotated(turned, box, [0], (2, 4), clockwise=True)
+        np.testing.assert_allclose(pooled, upright, atol=1e-12)
+
+
+PUBLISHED = [[1, 2, 5, 6], [3, 4, 7, 8], [9, 10, 13, 14], [11, 12, 15, 16]]
+
+
+@pytest.mark.parametrize(
+    ("image", "box", "expected"),
+    [
+        # mmcv, tests/test_ops/test_roi_align_rotated.py
+        ([[1, 2], [3, 4]], [0.5, 0.5, 1, 1, 0], [[1, 1.25], [1.5, 1.75]]),
+        ([[1, 2], [3, 4]], [0.5, 0.5, 1, 1, np.pi / 2], [[1.5, 1], [1.75, 1.25]]),
+        (PUBLISHED, [1.5, 1.5, 3, 3, 0], [[1.9375, 4.75], [7.5625, 10.375]]),
+        (PUBLISHED, [1.5, 1.5, 3, 3, np.pi / 2], [[7.5625, 1.9375], [10.375, 4.75]]),
+    ],
+)
+def test_turned_boxes_give_the_numbers_that_mmcv_publishes(image, box, expected):
+    features = np.array(image, np.float64)[None, ..., None]
+    pooled = ops.roi_align_rotated(features, np.array([box]), [0], 2)
+    np.testing.assert_allclose(pooled[0, ..., 0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_turned_boxes_give_the_numbers_that_detectron2_publishes(quarters):
+    """In its tests/layers/test_roi_align_rotated.py, in degrees and with adaptive sampling."""
+    features = np.arange(25.0).reshape(1, 5, 5, 1)
+    box = np.array([[2.0, 2.0, 2.0, 2.0, 90.0 * quarters]])
+    options = {"sampling_ratio": 0, "angle_unit": "degrees"}
+    pooled = ops.roi_align_rotated(features, box, [0], 4, **options)
+    published = np.arange(4.5, 14, 2.5)[:, None] + np.arange(0, 2, 0.5)
+    np.testing.assert_allclose(pooled[0, ..., 0], np.rot90(published, -quarters), atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max"])
+def test_the_maximum_is_of_samples_and_not_of_pixels(reduction):
+    features = np.array([0.0, 8.0, 4.0, 0.0]).reshape(1, 1, 4, 1)
+    boxes = np.array([[0.0, 0.0, 2.4, 1.0]])
+    pooled = ops.roi_align(features, boxes, [0], 1, reduction=reduction).numpy().item()
+    assert pooled == pytest.approx({"mean": 3.8, "max": 6.8}[reduction])  # at 0.1 and at 1.3
+
+
 # Border rules
 
 
@@ -194,6 +271,8 @@ def pool_line(name, start, end, **options):
     """Returns what one bin from `start` to `end` pools from a line of pixels 1, 2, 4, 8."""
     features = np.array([1.0, 2.0, 4.0, 8.0]).reshape(1, 1, 4, 1)
     boxes = [[start, 0, end, 0 if name == "deformable_ps_roi_pool" else 1]]
+    if name == "roi_align_rotated":
+        boxes = [[(start + end) / 2, 0.5, end - start, 1, 0]]
     arguments = [features, np.array(boxes, np.float64), [0]]
     if name == "deformable_ps_roi_pool":
         one = {"output_channels": 1, "group_size": 1, "part_size": 1, "sample_per_part": 1}
@@ -203,7 +282,7 @@ def pool_line(name, start, end, **options):
     return getattr(ops, name)(*arguments, 1, **{"sampling_ratio": 1, **options}).numpy().item()
 
 
-@pytest.mark.parametrize("name", POOLINGS[:3])
+@pytest.mark.parametrize("name", POOLINGS[:4])
 @pytest.mark.parametrize(
     ("centre", "value"),
     [(-1.01, 0), (-1, 1), (-0.3, 1), (0.5, 1.5), (3, 8), (3.7, 8), (4, 8), (4.01, 0)],
@@ -254,7 +333,7 @@ def test_position_sensitive_boxes_are_rounded_half_away_from_zero(start, whole):
 @pytest.mark.parametrize("name", POOLINGS)
 def test_pixels_outside_the_samples_cannot_leak(rng, name, pixel):
     features, _, _, pooling = build(rng, name)
-    boxes = np.array([[2.2, 2.1, 3.9, 2.8]] * ROIS)
+    boxes = boxes_of(name, [[2.2, 2.1, 3.9, 2.8]] * ROIS)
     spoiled = np.full([BATCH, 2 * HEIGHT, 2 * WIDTH, features.shape[-1]], pixel)
     spoiled[:, 1:HEIGHT, 1:WIDTH] = features[:, 1:, 1:]
     expected = pooling(ops, features, boxes)
@@ -265,13 +344,15 @@ def test_pixels_outside_the_samples_cannot_leak(rng, name, pixel):
 # Gradients
 
 
-ADAPTIVE = [(name, {"sampling_ratio": 0}) for name in POOLINGS[:3]]
-ALL = [*((name, {}) for name in POOLINGS), *ADAPTIVE]
+MAXIMUM = [(name, {"reduction": "max"}) for name in POOLINGS[:2]]
+ADAPTIVE = [(name, {"sampling_ratio": 0}) for name in POOLINGS[:4]]
+ADAPTIVE += [(name, {"sampling_ratio": 0, "reduction": "max"}) for name in POOLINGS[:2]]
+ALL = [*((name, {}) for name in POOLINGS), *MAXIMUM, *ADAPTIVE]
 
 
-@pytest.mark.parametrize("name", POOLINGS)
-def test_derivatives_of_poolings(rng, name):
-    features, boxes, extra, pooling = build(rng, name, (2, 1))
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in POOLINGS), *MAXIMUM])
+def test_derivatives_of_poolings(rng, name, options):
+    features, boxes, extra, pooling = build(rng, name, (2, 1), options=options)
     check_derivatives(lambda f, *each: pooling(ops, f, boxes, *each), features, *extra)
 
 
@@ -323,10 +404,10 @@ def test_a_box_that_is_nowhere_gives_zero_and_no_gradient(rng, name, options, sp
 
 
 @pytest.mark.parametrize("size", [1e4, 1e9, 1e30])
-@pytest.mark.parametrize("name", POOLINGS[:3])
+@pytest.mark.parametrize("name", POOLINGS[:4])
 def test_adaptive_sampling_of_a_huge_box_ends(rng, name, size):
     features, boxes, extra, pooling = build(rng, name, options={"sampling_ratio": 0})
-    boxes[1] = [-size, -size, size, size]
+    (boxes[1],) = boxes_of(name, [[-size, -size, size, size]])
     actual = tf.function(lambda *each: pooling(ops, *each))(features, boxes, *extra).numpy()
     boxes[1] = boxes[0]
     expected = pooling(oracles, features, boxes, *extra)
@@ -334,10 +415,10 @@ def test_adaptive_sampling_of_a_huge_box_ends(rng, name, size):
     assert np.all(np.isfinite(actual[1]))
 
 
-@pytest.mark.parametrize("name", POOLINGS[:3])
+@pytest.mark.parametrize("name", POOLINGS[:4])
 def test_adaptive_sampling_of_a_box_larger_than_the_features_equals_the_oracle(rng, name):
     features, boxes, extra, pooling = build(rng, name, options={"sampling_ratio": 0})
-    boxes[1:] = [[-6.3, -8.2, 21.4, 19.3], [-20.3, 1.3, 41.4, 9.3]]
+    boxes[1:] = boxes_of(name, [[-6.3, -8.2, 21.4, 19.3], [-20.3, 1.3, 41.4, 9.3]])
     actual, expected = (pooling(each, features, boxes, *extra) for each in (ops, oracles))
     assert relative_error(actual, expected) < TOLERANCE["float64"]
 
@@ -348,6 +429,7 @@ def test_adaptive_sampling_of_a_box_larger_than_the_features_equals_the_oracle(r
         *(("eager", *each) for each in ALL),
         *(("graph", *each) for each in ADAPTIVE),
         *(("jit", name, {}) for name in POOLINGS),
+        *(("jit", *each) for each in MAXIMUM),
     ],
 )
 def test_no_boxes_give_an_empty_result_and_zero_gradients(rng, mode, name, options):
@@ -394,7 +476,7 @@ def test_features_without_pixels_pool_to_zero(rng, batch, space, sampling_ratio)
     assert relative_error(pooled, np.zeros([len(boxes), 2, 2, 3])) == 0
 
 
-@pytest.mark.parametrize("name", POOLINGS[:3])
+@pytest.mark.parametrize("name", POOLINGS[:4])
 def test_poolings_convert_to_litert_with_builtin_operators(rng, name):
     features, boxes, extra, pooling = build(rng, name)
     arrays = [each.astype(np.float32) for each in (features, boxes, *extra)]

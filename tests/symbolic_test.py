@@ -42,6 +42,10 @@ CALLS = {
     "dcnv3": ([FEATURES, image(2, 9, 7, 12), image(2, 9, 7, 6), (3, 1)], {"padding": "same"}),
     "dcnv4": ([FEATURES, image(2, 9, 7, 24), (3, 1)], {"groups": 2, "padding": "same"}),
     "roi_align": ([FEATURES, BOXES, INDEX, (2, 3)], {"spatial_scale": 0.5}),
+    "roi_align_rotated": (
+        [FEATURES, image(3, 5), INDEX, (2, 3)],
+        {"angle_unit": "degrees", "reduction": "max"},
+    ),
     "multi_scale_roi_align": (
         [[image(2, 8, 6, 4), image(2, 4, 3, 4)], BOXES, INDEX, 2],
         {"scales": (0.5, 0.25)},

@@ -74,6 +74,8 @@ def convolutions() -> None:
 
 def regions() -> None:
     tfd.ops.roi_align(IMAGES, BOXES, INDEX, 7, spatial_scale=1 / 16, aligned=False)
+    tfd.ops.roi_align(IMAGES, BOXES, INDEX, 7, reduction="sum")  # type: ignore[arg-type]
+    tfd.ops.roi_align_rotated(IMAGES, BOXES, INDEX, 7, angle_unit="degrees", reduction="max")
     tfd.ops.multi_scale_roi_align([IMAGES], BOXES, INDEX, (7, 5), scales=[0.25], canonical_level=3)
     tfd.ops.ps_roi_align(IMAGES, BOXES, INDEX, 1, spatial_scale=tf.constant(0.5))
     tfd.ops.deformable_roi_pool(IMAGES, BOXES, INDEX, None, 3, mask=tf.ones([4, 3, 3]), gamma=0.2)
@@ -92,7 +94,7 @@ def convolution_layers() -> None:
     tfd.layers.DeformableConv1D(4, 3, padding="causal", name="a", dtype="mixed_float16")
     layer = tfd.layers.DeformableConv2D(4, (3, 2), 2, [(0, 1), (1, 2)], activation=tf.nn.relu)
     layer.enable_lora(2, lora_alpha=4)
-    offset, modulation = layer.predict_offset(IMAGES)
+    offset, modulation = layer.predict_offset(IMAGES, guide=IMAGES)
     layer.sampling_positions(IMAGES, offset, modulation)
     tfd.layers.DeformableConv3D(4, 3, max_offset=2, offset_lr_multiplier=0.1, lora_rank=2)
     tfd.layers.DCNv3(3, groups=2, depthwise_kernel_size=(5, 3), activation="silu").build(
@@ -108,6 +110,8 @@ def convolution_layers() -> None:
 
 def other_layers() -> None:
     tfd.layers.RoIAlign(7, spatial_scale=1 / 16).sampling_boxes(IMAGES, BOXES[None])
+    tfd.layers.RoIAlignRotated(7, clockwise=True).sampling_boxes(IMAGES, BOXES[None])
+    tfd.layers.RoIAlignRotated(7, angle_unit="turns")  # type: ignore[arg-type]
     tfd.layers.MultiScaleRoIAlign((7, 5), scales=[0.25, 0.125], bounding_box_format="rel_xyxy")
     tfd.layers.PSRoIAlign(3, 5)
     tfd.layers.DeformableRoIPooling(7, offset_units=[32])

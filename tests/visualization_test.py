@@ -186,6 +186,21 @@ def test_bins_alone_and_of_layers_that_move_none(ax):
     np.testing.assert_allclose(lines(other), lines(ax))
 
 
+def test_turned_bins_lie_where_the_layer_samples(rng, ax):
+    """A bin that samples once does so in its middle, which the oracle knows of."""
+    layer = layers.RoIAlignRotated((2, 3), spatial_scale=0.5, sampling_ratio=1, clockwise=True)
+    features = np.stack(np.meshgrid(np.arange(7.0), np.arange(6.0)), axis=-1)[None]  # (x, y)
+    boxes = np.array([[[7.0, 6.0, 5.0, 4.0, 0.6]]])
+    visualization.plot_bins(IMAGE, layer, (features, boxes), ax=ax)
+    drawn = np.stack(lines(ax))
+    pooled = layer(features, boxes).numpy().reshape(6, 2)
+    middles = np.mean(drawn[:, :4], axis=1)
+    np.testing.assert_allclose((middles + 0.5) * 0.5 - 0.5, pooled, atol=1e-5)
+    sides = np.linalg.norm(np.diff(drawn, axis=1), axis=-1)
+    np.testing.assert_allclose(sides, [[5 / 3, 2, 5 / 3, 2]] * 6, rtol=1e-6)
+    np.testing.assert_allclose(np.diff(drawn[0, :2], axis=0)[0] * 3 / 5, [np.cos(0.6), np.sin(0.6)])
+
+
 @pytest.mark.parametrize("align_corners", (False, True))
 def test_the_outline_of_a_grid_is_its_border(align_corners, ax):
     layer = layers.SpatialTransformer(None, "affine", (20, 5), align_corners=align_corners)

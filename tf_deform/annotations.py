@@ -36,6 +36,8 @@ PaddingMode: TypeAlias = Literal["zeros", "border", "reflection"]
 Transformation: TypeAlias = Literal[
     "translation", "attention", "similarity", "affine", "projective", "thin_plate_spline"
 ]
+AngleUnit: TypeAlias = Literal["radians", "degrees"]
+PoolReduction: TypeAlias = Literal["mean", "max"]
 Penalty: TypeAlias = Literal["l1", "l2"]
 # Of a keras.losses.Loss.
 Reduction: TypeAlias = (

@@ -128,9 +128,8 @@ class OffsetMonitor(keras.callbacks.Callback):
     def _measure(self, when):
         calls: dict = {}
 
-        def observer(layer, inputs, offset, modulation):
-            observation = _observe(layer, inputs, offset, modulation)
-            calls.setdefault(layer, []).append(observation)
+        def observer(layer, *arguments):
+            calls.setdefault(layer, []).append(_observe(layer, *arguments))
 
         with observed(observer):
             self.model(self.inputs, training=False)
@@ -170,10 +169,10 @@ class _Observation(NamedTuple):
     finite: bool  # whether the inputs are
 
 
-def _observe(layer, inputs, offset, modulation):
+def _observe(layer, inputs, offset, modulation, guide):
     """Returns the observation of one call of a layer, which is given what the call is."""
     if offset is None:
-        offset, modulation = layer.predict_offset(inputs)
+        offset, modulation = layer.predict_offset(inputs, guide)
     positions = np.asarray(layer.sampling_positions(inputs, offset, modulation))
     flat, space = np.asarray(offset), inputs.shape[1:-1]
     if layer.data_format == "channels_first":

@@ -126,10 +126,9 @@ def crop(ax, image):
 
 
 def draw_boxes(ax, boxes, colour, width):
-    """Draws the outlines of boxes (x_min, y_min, x_max, y_max)."""
-    for x0, y0, x1, y1 in boxes:
-        corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
-        draw_line(ax, corners, colour, width)
+    """Draws the outlines of boxes, given by their four corners (x, y)."""
+    for corners in boxes:
+        draw_line(ax, np.concatenate([corners, corners[:1]]), colour, width)
 
 
 def draw_line(ax, points, colour, width):
@@ -139,8 +138,8 @@ def draw_line(ax, points, colour, width):
 
 
 def middles(boxes):
-    """Returns the boxes' middles as (y, x)."""
-    return (boxes[:, 1::-1] + boxes[:, :1:-1]) / 2
+    """Returns the middles of boxes, given by their corners, as (y, x)."""
+    return np.mean(boxes, axis=1)[:, ::-1]
 
 
 def draw_text(ax, x, y, text):

@@ -49,8 +49,10 @@ def check_export(model, inputs, run, engine, sample=None, *, tolerance=0, surviv
     Raises:
         ValueError: the engine refuses what the model takes, or returns something else.
     """
-    compared, refused, tolerance = 0, [], max(tolerance, _tolerance_of(model))
-    for feeds, must_run in samples(inputs, sample, smooth=tolerance > 0):
+    compared, refused = 0, []
+    feeds_of = samples(inputs, sample, smooth=tolerance > 0)
+    tolerance = max(tolerance, _tolerance_of(model))
+    for feeds, must_run in feeds_of:
         if not (must_run or survives):
             continue
         expected = _outputs(model, inputs, feeds, refusable=sample is None or not must_run)
@@ -176,7 +178,7 @@ def _values(dtype, shape, rng, smooth):
         scales = np.resize([1 / 16, 1, 2], (*shape[:-1], 1))
         return (boxes * scales).astype(dtype)
     values = rng.normal(size=shape)
-    if smooth and len(shape) > 3:
+    if smooth and len(shape) > 3 and values.size:
         for axis in range(1, len(shape) - 1):
             values = np.apply_along_axis(_smoothed, axis, values)
     return values.astype(dtype)

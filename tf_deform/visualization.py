@@ -20,8 +20,10 @@ from tf_deform.layers.dcn import DCN
 from tf_deform.layers.deformable_attention import MultiScaleDeformableAttention
 from tf_deform.layers.deformable_conv import DeformableConv
 from tf_deform.layers.deformable_roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
-from tf_deform.layers.regions import RoIPooling
+from tf_deform.layers.regions import RegionPooling
+from tf_deform.layers.roi_pooling import RoIAlignRotated
 from tf_deform.layers.spatial_transformer import SpatialTransformer
+from tf_deform.ops.regions import angles_of
 
 if TYPE_CHECKING:  # an extra, which importing this module must not need
     from matplotlib.axes import Axes
@@ -57,8 +59,8 @@ def plot_taps(
             `[batch, *output, groups, taps, 2]` in pixels of the image, which are drawn without
             what is at rest.
         inputs: what the layer is called with, the features or a tuple (features, offset,
-            modulation), of which the batch's first is drawn. Features smaller than the image are
-            enlarged to it. None: the image itself.
+            modulation, guide), of which the batch's first is drawn. Features smaller than the image
+            are enlarged to it. None: the image itself.
         pixel: (row, column) of the layer's output, or a list of them.
         ax: matplotlib axes to draw on; None: new ones.
 
@@ -98,7 +100,7 @@ def plot_taps(
 
 def plot_bins(
     image: Tensor,
-    layer: RoIPooling | Tensor,
+    layer: RegionPooling | Tensor,
     inputs: Sequence[Tensor] | None = None,
     *,
     roi: int = 0,
@@ -113,8 +115,9 @@ def plot_bins(
     Args:
         image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8:
             the image whose pixels the boxes are in.
-        layer: an RoI layer; or the boxes that one has returned, `[batch, rois, *output_size, 4]` or
-            with a class axis before the 4, which are drawn without what is at rest.
+        layer: an RoI layer, of upright or turned boxes; or the upright boxes that one has returned,
+            `[batch, rois, *output_size, 4]` or with a class axis before the 4, which are drawn
+            without what is at rest.
         inputs: what the layer is called with, a tuple (features, boxes) or (features, boxes,
             offset), of which the batch's first is drawn. Boxes need none.
         roi: the number of the box in the batch's first.
@@ -133,7 +136,7 @@ def plot_bins(
     """
     ax, image = drawing.shown(image, ax, "plot_bins")
     rest = None
-    if isinstance(layer, RoIPooling):
+    if isinstance(layer, RegionPooling):
         if not isinstance(inputs, list | tuple) or len(inputs) not in (2, 3):
             raise ValueError("inputs must be (features, boxes) or (features, boxes, offset)")
         moved = layer.sampling_boxes(*inputs)
@@ -144,9 +147,12 @@ def plot_bins(
             rest = layer.sampling_boxes(*inputs[:2])
     else:
         moved = layer
-    moved = _bins_of(moved, roi, class_index) - 0.5  # pixel centres are at integers in the axes
+    if isinstance(layer, RoIAlignRotated):
+        moved = _turned_corners(_bins_of(moved, roi, 0, 5), layer)
+    else:
+        moved = _corners(_bins_of(moved, roi, class_index))
     if rest is not None:
-        rest = _bins_of(rest, roi, 0) - 0.5
+        rest = _corners(_bins_of(rest, roi, 0))
         drawing.draw_boxes(ax, rest, drawing.REST, 0.8)
         drawing.draw_arrows(ax, drawing.middles(rest), drawing.middles(moved), drawing.COLOURS[1])
     drawing.draw_boxes(ax, moved, drawing.COLOURS[0], 1.6)
@@ -328,7 +334,9 @@ def _taps(layer, arguments, image):
     space = features.shape[2:] if first else features.shape[1:-1]
     if len(space) != 2:
         raise ValueError(f"layer must be of images, received inputs of {len(space)} axes")
-    offset, *modulation = given or layer.predict_offset(features)
+    offset, *modulation = given[:2] or [None]
+    if offset is None:
+        offset, *modulation = layer.predict_offset(features, *given[2:])
     weights = modulation[0] if modulation else None
     if isinstance(layer, DCN):
         modulation = []
@@ -344,10 +352,10 @@ def _taps(layer, arguments, image):
     return moved, rest, weights
 
 
-def _bins_of(boxes, roi, class_index):
-    """Returns `[bins, 4]`, those of a region of the batch's first."""
+def _bins_of(boxes, roi, class_index, entries=4):
+    """Returns `[bins, entries]`, those of a region of the batch's first."""
     boxes = np.asarray(boxes, np.float64)
-    if boxes.ndim not in (5, 6) or boxes.shape[-1] != 4:
+    if boxes.ndim not in (5, 6) or boxes.shape[-1] != entries:
         raise ValueError(
             "boxes must have shape [batch, rois, height, width, 4], or classes before the 4, "
             f"received {boxes.shape}"
@@ -356,7 +364,24 @@ def _bins_of(boxes, roi, class_index):
     bins = boxes[0, roi]
     if boxes.ndim == 6:
         bins = bins[:, :, _index("class_index", (class_index,), boxes.shape[4:5])[0]]
-    return bins.reshape(-1, 4)
+    return bins.reshape(-1, entries)
+
+
+def _corners(boxes):
+    """Returns `[boxes, 4, 2]`, the corners (x, y) of boxes in axes with pixel centres at integers.
+
+    boxes: `[boxes, 4]` as (x_min, y_min, x_max, y_max) in continuous coordinates.
+    """
+    return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] - 0.5
+
+
+def _turned_corners(boxes, layer):
+    """Returns the same of the turned boxes `[boxes, 5]` of a layer."""
+    angle = angles_of(boxes, layer.angle_unit, layer.clockwise)[:, None]
+    dx, dy = (boxes[:, 2:4, None] / 2 * [[-1, 1, 1, -1], [-1, -1, 1, 1]]).swapaxes(0, 1)
+    x = boxes[:, :1] + dx * np.cos(angle) + dy * np.sin(angle)
+    y = boxes[:, 1:2] - dx * np.sin(angle) + dy * np.cos(angle)
+    return np.stack([x, y], axis=-1) - 0.5
 
 
 def _array(name, value, rank, last):

@@ -9,7 +9,12 @@ from tf_deform.layers.deformable_conv import (
 )
 from tf_deform.layers.deformable_roi_pooling import DeformablePSRoIPooling, DeformableRoIPooling
 from tf_deform.layers.dense_image_warp import DenseImageWarp
-from tf_deform.layers.roi_pooling import MultiScaleRoIAlign, PSRoIAlign, RoIAlign
+from tf_deform.layers.roi_pooling import (
+    MultiScaleRoIAlign,
+    PSRoIAlign,
+    RoIAlign,
+    RoIAlignRotated,
+)
 from tf_deform.layers.spatial_transformer import GridSample, SpatialTransformer
 from tf_deform.layers.velocity_integration import VelocityIntegration
 
@@ -27,6 +32,7 @@ __all__ = [
     "MultiScaleRoIAlign",
     "PSRoIAlign",
     "RoIAlign",
+    "RoIAlignRotated",
     "SpatialTransformer",
     "VelocityIntegration",
 ]

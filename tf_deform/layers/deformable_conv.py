@@ -62,6 +62,9 @@ class DeformableConv(Convolution, OffsetTraining):
             the coordinates fastest. A layer first called with an offset has no predictor.
         modulation: `[batch, *output, deformable_groups * taps]`, multiplies the samples; needed
             beside an offset if the layer is modulated.
+        guide: `[batch, *space, any channels]`, of the inputs' size, from which offsets are
+            predicted in place of the inputs: features of two frames, say, to align one of them. A
+            layer first called with a guide takes one of as many channels in every call.
 
     Returns:
         `[batch, *output, filters]` in the compute dtype.
@@ -147,6 +150,7 @@ class DeformableConv(Convolution, OffsetTraining):
         inputs_shape: Shape,
         offset_shape: Shape | None = None,
         modulation_shape: Shape | None = None,
+        guide_shape: Shape | None = None,
     ) -> None:
         channels = self._build_convolution(
             inputs_shape, groups=self.groups, deformable_groups=self.deformable_groups
@@ -154,6 +158,9 @@ class DeformableConv(Convolution, OffsetTraining):
         self.offset_kernel = None
         if offset_shape is None:
             predicted = self._offsets + (self._masks if self.modulated else 0)
+            self._guided = guide_shape is not None
+            if self._guided:
+                channels = self._guide_channels(inputs_shape, guide_shape)
             shape = (*self.kernel_size, channels, predicted)
             self.offset_kernel = self._add_offset_weight(
                 "offset_kernel", shape, self.offset_kernel_initializer
@@ -210,8 +217,10 @@ class DeformableConv(Convolution, OffsetTraining):
     def _offset_weights(self):
         return [] if self.offset_kernel is None else [self.offset_kernel, self.offset_bias]
 
-    def predict_offset(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns what the layer predicts for inputs: (offset, modulation).
+    def predict_offset(
+        self, inputs: Tensor, guide: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns what the layer predicts for inputs, or from their guide: (offset, modulation).
 
         The offsets are in pixels, `[batch, *output, deformable_groups * taps * rank]` in float32
         or wider; the modulation is `[batch, *output, deformable_groups * taps]`, None if the layer
@@ -219,18 +228,22 @@ class DeformableConv(Convolution, OffsetTraining):
         """
         if not self.built:
             raise ValueError(f"Layer {self.name!r} must be built before it can predict offsets")
-        offset, modulation = self._predict(self._inputs(inputs))
+        offset, modulation = self._predict(self._inputs(inputs), guide)
         if modulation is not None:
             modulation = self._from_channels_last(modulation)
         return self._from_channels_last(offset), modulation
 
     def call(
-        self, inputs: Tensor, offset: Tensor | None = None, modulation: Tensor | None = None
+        self,
+        inputs: Tensor,
+        offset: Tensor | None = None,
+        modulation: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> Tensor:
         for observer in _observers:
-            observer(self, inputs, offset, modulation)
+            observer(self, inputs, offset, modulation, guide)
         inputs = self._inputs(inputs)
-        offset, modulation = self._deformation(inputs, offset, modulation)
+        offset, modulation = self._deformation(inputs, offset, modulation, guide)
         kernel = tf.convert_to_tensor(self.kernel)
         outputs = ops.deformable_conv(inputs, kernel, offset, modulation, **self._geometry)
         if self.bias is not None:
@@ -238,7 +251,11 @@ class DeformableConv(Convolution, OffsetTraining):
         return self.activation(self._from_channels_last(outputs))
 
     def sampling_positions(
-        self, inputs: Tensor, offset: Tensor | None = None, modulation: Tensor | None = None
+        self,
+        inputs: Tensor,
+        offset: Tensor | None = None,
+        modulation: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> Tensor:
         """Returns where the layer samples: `[batch, *output, deformable_groups, taps, rank]`.
 
@@ -248,7 +265,7 @@ class DeformableConv(Convolution, OffsetTraining):
         """
         self._check_built()
         inputs = self._inputs(inputs)
-        offset, _ = self._deformation(inputs, offset, modulation)
+        offset, _ = self._deformation(inputs, offset, modulation, guide)
         kernel = tf.convert_to_tensor(self.kernel)
         return sampling_positions(inputs, kernel, offset, **self._geometry)
 
@@ -257,8 +274,11 @@ class DeformableConv(Convolution, OffsetTraining):
         inputs_shape: Shape,
         offset_shape: Shape | None = None,
         modulation_shape: Shape | None = None,
+        guide_shape: Shape | None = None,
     ) -> tuple[int | None, ...]:
         shape = self._convolved_shape(inputs_shape)
+        if guide_shape is not None:
+            self._guide_channels(inputs_shape, guide_shape)
         if offset_shape is not None:
             validation.check_shape("offset", offset_shape, *self._moved(self._offsets))
         if modulation_shape is not None:
@@ -273,7 +293,7 @@ class DeformableConv(Convolution, OffsetTraining):
     def _offsets(self):
         return self._masks * self.rank
 
-    def _deformation(self, inputs, offset, modulation):
+    def _deformation(self, inputs, offset, modulation, guide):
         """Returns offset and modulation, or None, channels-last: those given or else predicted.
 
         inputs: channels-last. What is given follows `data_format`.
@@ -281,7 +301,9 @@ class DeformableConv(Convolution, OffsetTraining):
         if offset is None:
             if modulation is not None:
                 raise ValueError("modulation must come with an offset, received offset=None")
-            return self._predict(inputs)
+            return self._predict(inputs, guide)
+        if guide is not None:
+            raise ValueError("guide is what offsets are predicted from: give it, or an offset")
         if self.modulated and modulation is None:
             raise ValueError("modulation must be given beside the offset of a modulated layer")
         offset = self._given("offset", offset, self._offsets)
@@ -301,13 +323,42 @@ class DeformableConv(Convolution, OffsetTraining):
             return [None, *free, channels], f"[batch, *output, {channels}]"
         return [None, channels, *free], f"[batch, {channels}, *output]"
 
-    def _predict(self, inputs):
-        """Returns offset and modulation, or None, for channels-last inputs."""
+    def _guide_channels(self, inputs_shape, guide_shape):
+        """Returns the channels of a guide. Raises unless it has the inputs' size."""
+        space = slice(1, -1) if self.data_format == "channels_last" else slice(2, None)
+        axis = -1 if self.data_format == "channels_last" else 1
+        expected = [inputs_shape[0], *inputs_shape[space]]
+        expected.insert(axis if axis == 1 else len(expected), None)
+        validation.check_shape("guide", guide_shape, expected, self._guide_in_words)
+        if guide_shape[axis] is None:
+            raise ValueError(f"guide must have a known number of channels, received {guide_shape}")
+        return guide_shape[axis]
+
+    @property
+    def _guide_in_words(self):
+        last = self.data_format == "channels_last"
+        shape = "[batch, *space, channels]" if last else "[batch, channels, *space]"
+        return f"{shape} of the inputs' size"
+
+    def _predict(self, inputs, guide):
+        """Returns offset and modulation, or None, for channels-last inputs.
+
+        guide: what they are predicted from, following `data_format`; None: the inputs.
+        """
         if self.offset_kernel is None:
             raise ValueError(
                 f"Layer {self.name!r} was built with an offset and has no predictor: call it with "
                 "an offset"
             )
+        if (guide is not None) != self._guided:
+            how = "with" if self._guided else "without"
+            raise ValueError(
+                f"Layer {self.name!r} was built {how} a guide: call it {how} one, or with an offset"
+            )
+        if guide is not None:
+            guide = self._to_channels_last(validation.floating("guide", guide))
+            expected = [*validation.sizes(inputs)[:-1], self.offset_kernel.shape[-2]]
+            inputs = validation.shaped("guide", guide, expected, self._guide_in_words)
         wide = tf.float64 if inputs.dtype == tf.float64 else tf.float32
         kernel, bias = (
             _scaled(
@@ -364,7 +415,7 @@ class DeformableConv3D(DeformableConv):
 def observed(observer: Callable[..., Any]) -> Iterator[None]:
     """Returns a context manager in which each call of a layer calls `observer` as well.
 
-    The observer is given the layer, and its inputs, offset and modulation as the call is.
+    The observer is given the layer, and its inputs, offset, modulation and guide as the call is.
     """
     _observers.append(observer)
     try:

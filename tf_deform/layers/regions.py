@@ -13,11 +13,63 @@ from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 from tf_deform.ops.regions import boxes_of
 
-_FEATURES, _BOXES = "[batch, height, width, channels]", "[batch, rois, 4]"
+_FEATURES = "[batch, height, width, channels]"
 
 
-class RoIPooling(Layer):
-    """What the RoI layers share: boxes `[batch, rois, 4]` in any format, in float32 or wider.
+class RegionPooling(Layer):
+    """What all layers of regions share: boxes of `entries` numbers, in float32 or wider."""
+
+    entries: int
+    spatial_scale: float
+
+    def __init__(self, output_size: PerAxis, **kwargs: Any) -> None:
+        # Without autocast boxes stay float32; the features are cast in `call`.
+        super().__init__(**kwargs)
+        self.output_size = validation.per_axis("output_size", output_size, 2)
+
+    def build(self, features_shape: Shape, boxes_shape: Shape) -> None:
+        pass
+
+    def _flat_boxes(self, features, boxes, spatial_scale):
+        """Returns boxes `[batch * rois, entries]`, their image, and (batch, rois)."""
+        boxes = validation.floating("boxes", boxes)
+        batch = validation.sizes(features)[0]
+        boxes = validation.shaped("boxes", boxes, [batch, None, self.entries], self._boxes_in_words)
+        wide = tf.float64 in (features.dtype, boxes.dtype)
+        boxes = tf.stop_gradient(tf.cast(boxes, tf.float64 if wide else tf.float32))
+        rois = validation.sizes(boxes)[1]
+        image = tf.repeat(tf.range(batch), rois)
+        return tf.reshape(boxes, [batch * rois, self.entries]), image, (batch, rois)
+
+    @property
+    def _boxes_in_words(self):
+        return f"[batch, rois, {self.entries}]"
+
+    def _arguments(self, features, boxes):
+        """Returns the features in the compute dtype, and what `_flat_boxes` does."""
+        features = self._features(features)
+        return features, *self._flat_boxes(features, boxes, self.spatial_scale)
+
+    def _unflat(self, pooled, batch_and_rois):
+        return tf.reshape(pooled, [*batch_and_rois, *validation.sizes(pooled)[1:]])
+
+    def _features(self, features, name="features"):
+        features = validation.floating(name, features)
+        features = validation.shaped(name, features, [None] * 4, _FEATURES)
+        return tf.cast(features, self.compute_dtype)
+
+    def _pooled_shape(self, features_shape, boxes_shape, channels):
+        """Returns the result's shape. Raises as `call`, which symbolic tensors do not reach."""
+        if isinstance(boxes_shape, dict):
+            validation.floating("boxes", boxes_shape)
+        validation.check_shape("features", features_shape, [None] * 4, _FEATURES)
+        expected = [features_shape[0], None, self.entries]
+        validation.check_shape("boxes", boxes_shape, expected, self._boxes_in_words)
+        return (*boxes_shape[:2], *self.output_size, channels)
+
+
+class RoIPooling(RegionPooling):
+    """What the layers of upright boxes share: boxes `[batch, rois, 4]` in any format.
 
     A relative box format is relative to the input image: the features' size over `spatial_scale`.
     There is no gradient to the boxes.
@@ -39,7 +91,7 @@ class RoIPooling(Layer):
             precision loses pixels. A NaN box gives 0: `tfd.boxes.pad` fills up with them.
     """
 
-    spatial_scale: float
+    entries = 4
 
     def __init__(
         self,
@@ -48,35 +100,24 @@ class RoIPooling(Layer):
         bounding_box_format: BoundingBoxFormat = "xyxy",
         **kwargs: Any,
     ) -> None:
-        # Without autocast boxes stay float32; the features are cast in `call`.
-        super().__init__(**kwargs)
-        self.output_size = validation.per_axis("output_size", output_size, 2)
+        super().__init__(output_size, **kwargs)
         known = typing.get_args(BoundingBoxFormat)
         validation.choice("bounding_box_format", bounding_box_format, known)
         self.bounding_box_format: str = bounding_box_format
 
-    def build(self, features_shape: Shape, boxes_shape: Shape) -> None:
-        pass
-
     def _flat_boxes(self, features, boxes, spatial_scale):
-        """Returns boxes `[batch * rois, 4]` as xyxy, their image, and (batch, rois)."""
-        boxes = validation.floating("boxes", boxes)
-        batch, height, width, _ = validation.sizes(features)
-        boxes = validation.shaped("boxes", boxes, [batch, None, 4], _BOXES)
-        wide = tf.float64 in (features.dtype, boxes.dtype)
-        boxes = tf.stop_gradient(tf.cast(boxes, tf.float64 if wide else tf.float32))
+        boxes, image, shape = super()._flat_boxes(features, boxes, spatial_scale)
         name = self.bounding_box_format
         if name.startswith("rel_"):  # done here: Keras 3.7 gets rel_center_xywh wrong
             name = name.removeprefix("rel_")
+            _, height, width, _ = validation.sizes(features)
             size = (height, width) if name == "yxyx" else (width, height)
             boxes *= tf.cast(tf.stack([*size, *size]), boxes.dtype) / spatial_scale
         if name != "xyxy":
             boxes = keras.utils.bounding_boxes.convert_format(
                 boxes, source=name, target="xyxy", dtype=boxes.dtype.name
             )
-        rois = validation.sizes(boxes)[1]
-        image = tf.repeat(tf.range(batch), rois)
-        return tf.reshape(boxes, [batch * rois, 4]), image, (batch, rois)
+        return boxes, image, shape
 
     def sampling_boxes(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Returns the bins in which the layer samples: boxes `[batch, rois, *output_size, 4]`.
@@ -90,11 +131,6 @@ class RoIPooling(Layer):
         bins, scale = self._bins(boxes)
         return self._sampled(bins, scale, shape)[..., 0, :]
 
-    def _arguments(self, features, boxes):
-        """Returns the features in the compute dtype, and what `_flat_boxes` does."""
-        features = self._features(features)
-        return features, *self._flat_boxes(features, boxes, self.spatial_scale)
-
     def _bins(self, boxes):
         """Returns the bins of flat boxes, and the scale of the features that they are in."""
         raise NotImplementedError
@@ -102,19 +138,3 @@ class RoIPooling(Layer):
     def _sampled(self, bins, spatial_scale, batch_and_rois):
         """Returns bins as boxes in the image, `[batch, rois, *output_size, groups, 4]`."""
         return self._unflat(boxes_of(bins, spatial_scale), batch_and_rois)
-
-    def _unflat(self, pooled, batch_and_rois):
-        return tf.reshape(pooled, [*batch_and_rois, *validation.sizes(pooled)[1:]])
-
-    def _features(self, features, name="features"):
-        features = validation.floating(name, features)
-        features = validation.shaped(name, features, [None] * 4, _FEATURES)
-        return tf.cast(features, self.compute_dtype)
-
-    def _pooled_shape(self, features_shape, boxes_shape, channels):
-        """Returns the result's shape. Raises as `call`, which symbolic tensors do not reach."""
-        if isinstance(boxes_shape, dict):
-            validation.floating("boxes", boxes_shape)
-        validation.check_shape("features", features_shape, [None] * 4, _FEATURES)
-        validation.check_shape("boxes", boxes_shape, [features_shape[0], None, 4], _BOXES)
-        return (*boxes_shape[:2], *self.output_size, channels)

@@ -9,16 +9,28 @@ from typing import Any
 import keras
 
 from tf_deform import ops
-from tf_deform.annotations import BoundingBoxFormat, PerAxis, Shape, Tensor
-from tf_deform.layers.regions import RoIPooling
+from tf_deform.annotations import (
+    AngleUnit,
+    BoundingBoxFormat,
+    PerAxis,
+    PoolReduction,
+    Shape,
+    Tensor,
+)
+from tf_deform.layers.regions import RegionPooling, RoIPooling
 from tf_deform.ops import validation
-from tf_deform.ops.regions import bins_at_rest, levels_of
-from tf_deform.ops.roi_pooling import checked_scales
+from tf_deform.ops.bins import REDUCTIONS
+from tf_deform.ops.regions import bins_at_rest, levels_of, turned_bins, turned_boxes_of
+from tf_deform.ops.roi_align import ANGLE_UNITS, checked_scales
 
 
 @keras.saving.register_keras_serializable("tf_deform")
 class RoIAlign(RoIPooling):
     """Returns `[batch, rois, *output_size, channels]`: the mean of samples in each bin of each box.
+
+    Args:
+        reduction: "mean" of the samples in each bin, or "max", their maximum. ONNX's RoiAlign means
+            another number by its mode "max".
 
     Source: He et al., "Mask R-CNN" (arXiv:1703.06870, section 3).
 
@@ -35,6 +47,7 @@ class RoIAlign(RoIPooling):
         spatial_scale: float = 1.0,
         sampling_ratio: int = 2,
         aligned: bool = True,
+        reduction: PoolReduction = "mean",
         bounding_box_format: BoundingBoxFormat = "xyxy",
         **kwargs: Any,
     ) -> None:
@@ -43,6 +56,8 @@ class RoIAlign(RoIPooling):
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
         self.aligned = validation.boolean("aligned", aligned)
+        validation.choice("reduction", reduction, REDUCTIONS)
+        self.reduction: PoolReduction = reduction
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Tensor, boxes: Tensor) -> Tensor:
@@ -55,12 +70,113 @@ class RoIAlign(RoIPooling):
             spatial_scale=self.spatial_scale,
             sampling_ratio=self.sampling_ratio,
             aligned=self.aligned,
+            reduction=self.reduction,
         )
         return self._unflat(pooled, shape)
 
     def _bins(self, boxes):
         bins = bins_at_rest(boxes, self.output_size, self.spatial_scale, self.aligned)
         return bins, self.spatial_scale
+
+    def compute_output_shape(
+        self, features_shape: Shape, boxes_shape: Shape
+    ) -> tuple[int | None, ...]:
+        return self._pooled_shape(features_shape, boxes_shape, features_shape[-1])
+
+
+@keras.saving.register_keras_serializable("tf_deform")
+class RoIAlignRotated(RegionPooling):
+    """Returns `[batch, rois, *output_size, channels]`: RoIAlign of boxes that are turned.
+
+    There is no gradient to the boxes.
+
+    Args:
+        output_size: int, or (height, width) in bins, of a box before it is turned.
+        spatial_scale: features' size over the input image's size. An eager call warns if with it
+            all finite boxes lie outside of the features.
+        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
+            such a layer cannot be compiled by XLA.
+        aligned: False for the older convention without the half-pixel shift, in which boxes are
+            also at least one pixel wide.
+        angle_unit: "radians", as in mmcv, or "degrees", as in detectron2.
+        clockwise: whether a positive angle turns a box clockwise, as one looks at the image; else
+            it turns it counter-clockwise.
+        reduction: "mean" of the samples in each bin, or "max", their maximum.
+
+    Call arguments:
+        features: `[batch, height, width, channels]`.
+        boxes: `[batch, rois, 5]` as (x_center, y_center, width, height, angle), in input-image
+            pixels. Float32: half precision loses pixels. A NaN box gives 0.
+
+    Source: Ma et al., "Arbitrary-Oriented Scene Text Detection via Rotation Proposals"
+    (arXiv:1703.01086, section III-D), with the sampling of RoIAlign.
+
+    Example:
+        >>> layer = RoIAlignRotated(7, spatial_scale=1 / 16, angle_unit="degrees")
+        >>> layer(tf.zeros([2, 9, 8, 5]), tf.zeros([2, 3, 5])).shape
+        TensorShape([2, 3, 7, 7, 5])
+    """
+
+    entries = 5
+
+    def __init__(
+        self,
+        output_size: PerAxis,
+        *,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 2,
+        aligned: bool = True,
+        angle_unit: AngleUnit = "radians",
+        clockwise: bool = False,
+        reduction: PoolReduction = "mean",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(output_size, **kwargs)
+        self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
+        validation.at_least(0, sampling_ratio=sampling_ratio)
+        self.sampling_ratio = sampling_ratio
+        self.aligned = validation.boolean("aligned", aligned)
+        validation.choice("angle_unit", angle_unit, ANGLE_UNITS)
+        self.angle_unit: AngleUnit = angle_unit
+        self.clockwise = validation.boolean("clockwise", clockwise)
+        validation.choice("reduction", reduction, REDUCTIONS)
+        self.reduction: PoolReduction = reduction
+        self.supports_jit = self.supports_jit and sampling_ratio > 0
+
+    def call(self, features: Tensor, boxes: Tensor) -> Tensor:
+        features, boxes, image, shape = self._arguments(features, boxes)
+        pooled = ops.roi_align_rotated(
+            features,
+            boxes,
+            image,
+            self.output_size,
+            spatial_scale=self.spatial_scale,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+            angle_unit=self.angle_unit,
+            clockwise=self.clockwise,
+            reduction=self.reduction,
+        )
+        return self._unflat(pooled, shape)
+
+    def sampling_boxes(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Returns the bins in which the layer samples: boxes `[batch, rois, *output_size, 5]`.
+
+        They are (x_center, y_center, width, height, angle) as the boxes are, in input-image pixels
+        and float32 or wider. The pixel p of the features lies at `(p + 0.5) / spatial_scale`; with
+        `aligned=False` that puts the bins half a pixel of the features beside the boxes. The
+        arguments are those of the call.
+        """
+        _, boxes, _, shape = self._arguments(features, boxes)
+        bins = turned_bins(
+            boxes,
+            self.output_size,
+            self.spatial_scale,
+            self.aligned,
+            self.angle_unit,
+            self.clockwise,
+        )
+        return self._unflat(turned_boxes_of(bins, self.spatial_scale, boxes), shape)
 
     def compute_output_shape(
         self, features_shape: Shape, boxes_shape: Shape
@@ -77,6 +193,7 @@ class MultiScaleRoIAlign(RoIPooling):
             half of the one before.
         canonical_size: the square root of a box's area, in pixels, that `canonical_level` is for.
         canonical_level: the level of boxes of `canonical_size`. Level k has the scale 2**-k.
+        reduction: "mean" of the samples in each bin, or "max", their maximum.
 
     Call arguments:
         features: list of `[batch, height, width, channels]`, one a scale; or the dictionary that a
@@ -100,6 +217,7 @@ class MultiScaleRoIAlign(RoIPooling):
         aligned: bool = True,
         canonical_size: float = 224,
         canonical_level: float = 4,
+        reduction: PoolReduction = "mean",
         bounding_box_format: BoundingBoxFormat = "xyxy",
         **kwargs: Any,
     ) -> None:
@@ -110,6 +228,8 @@ class MultiScaleRoIAlign(RoIPooling):
         self.aligned = validation.boolean("aligned", aligned)
         self.canonical_size = validation.number("canonical_size", canonical_size, above=0)
         self.canonical_level = validation.number("canonical_level", canonical_level)
+        validation.choice("reduction", reduction, REDUCTIONS)
+        self.reduction: PoolReduction = reduction
         self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Sequence[Tensor] | Mapping[str, Tensor], boxes: Tensor) -> Tensor:
@@ -124,6 +244,7 @@ class MultiScaleRoIAlign(RoIPooling):
             aligned=self.aligned,
             canonical_size=self.canonical_size,
             canonical_level=self.canonical_level,
+            reduction=self.reduction,
         )
         return self._unflat(pooled, shape)
 

@@ -25,13 +25,8 @@ from tf_deform.ops.grids import (
     thin_plate_spline_grid,
 )
 from tf_deform.ops.lookup import correlation_lookup, correlation_pyramid, pyramid_lookup
-from tf_deform.ops.roi_pooling import (
-    deformable_ps_roi_pool,
-    deformable_roi_pool,
-    multi_scale_roi_align,
-    ps_roi_align,
-    roi_align,
-)
+from tf_deform.ops.roi_align import multi_scale_roi_align, roi_align, roi_align_rotated
+from tf_deform.ops.roi_pooling import deformable_ps_roi_pool, deformable_roi_pool, ps_roi_align
 from tf_deform.ops.sampling import sample, weighted_sample
 
 __all__ = [
@@ -56,6 +51,7 @@ __all__ = [
     "pyramid_lookup",
     "resize_flow",
     "roi_align",
+    "roi_align_rotated",
     "sample",
     "thin_plate_spline_grid",
     "warp",

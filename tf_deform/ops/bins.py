@@ -1,11 +1,38 @@
-"""The bins that regions of interest are cut into, and means of samples in them."""
+"""The bins that regions of interest are cut into, and means and maxima of samples in them."""
+
+from typing import NamedTuple, get_args
 
 import tensorflow as tf
 
+from tf_deform.annotations import PoolReduction
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import is_kept, sample_table
 
+REDUCTIONS = get_args(PoolReduction)
 _OUTSIDE = -2.0  # of every image: such a sample is dropped
+
+
+class Turn(NamedTuple):
+    """How regions are turned about their centres, each `[rois]`.
+
+    What lies at (dy, dx) from the centre in the region lies at `(dy * cos - dx * sin, dx * cos + dy
+    * sin)` from it in the features.
+    """
+
+    center: tuple  # (y, x)
+    sin: tf.Tensor
+    cos: tf.Tensor
+
+
+class Bins(NamedTuple):
+    """For each axis where bins begin and their size, which broadcast to `[rois, h, w, groups, 1]`.
+
+    They are in the features' pixels; those of regions that are turned, from the regions' centres.
+    """
+
+    y: tuple
+    x: tuple
+    turn: Turn | None = None
 
 
 def shift_of(scale, offset, size):
@@ -26,11 +53,8 @@ def _per_roi(values):
     return tf.reshape(values, [-1, 1, 1, 1, 1])
 
 
-def bins_of(start, size, output_size, shift=None):
-    """Returns for each axis where the bins begin, and their size.
-
-    Both broadcast to `[rois, height, width, groups, places]`.
-    """
+def bins_of(start, size, output_size, shift=None, turn=None):
+    """Returns the bins of regions, whose starts and sizes are `[rois, 2]` as (y, x)."""
     bins = []
     for axis, count in enumerate(output_size):
         shape = [1, 1, 1, 1, 1]
@@ -39,7 +63,7 @@ def bins_of(start, size, output_size, shift=None):
         origin = _per_roi(start[:, axis])
         origin += tf.reshape(tf.range(count, dtype=step.dtype), shape) * step
         bins.append((origin if shift is None else origin + shift[axis], step))
-    return bins
+    return Bins(bins[0], bins[1], turn)
 
 
 def places_of(steps, dtype):
@@ -53,83 +77,141 @@ def points_in(bins, places):
 
     places: for each axis how far they are from the bin's start, in bins.
     """
-    y, x = (origin + place * step for (origin, step), place in zip(bins, places, strict=True))
+    axes = zip((bins.y, bins.x), places, strict=True)
+    y, x = (origin + place * step for (origin, step), place in axes)
+    if bins.turn is not None:
+        sin, cos = _per_roi(bins.turn.sin), _per_roi(bins.turn.cos)
+        center_y, center_x = map(_per_roi, bins.turn.center)
+        y, x = center_y + (y * cos - x * sin), center_x + (x * cos + y * sin)
     # LiteRT has no broadcasting to a shape that is known at run time alone.
     return [y + tf.zeros_like(x), x + tf.zeros_like(y)]
 
 
-def mean_in_bins(table, index, bins, shape, sampling_ratio):
-    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin.
+def pool_in_bins(table, index, bins, shape, sampling_ratio, reduction="mean"):
+    """Returns `[rois, *output_size, channels]`: the mean or maximum of samples in each bin.
 
-    index: `[rois]`, the image that each region reads, or `[rois, bins]`, that each bin reads.
-    bins: as from `bins_of`. shape: `[rois, *output_size]`.
+    index: `[rois]`, the image that each region reads; for a mean, also `[rois, bins]`, that each
+    bin reads. shape: `[rois, *output_size]`.
     """
     validation.at_least(0, sampling_ratio=sampling_ratio)
-    if sampling_ratio:
-        steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
-        points = map(_by_bin, points_in(bins, places_of(steps, bins[0][0].dtype)))
-        pooled = _sum_in_bins(table, [*points], index, rule="roi")
-        pooled /= sampling_ratio**2
+    validation.choice("reduction", reduction, REDUCTIONS)
+    if not sampling_ratio:
+        pool = _adaptive_mean if reduction == "mean" else _adaptive_max
+        return tf.reshape(pool(table, bins, index), [*shape, table.channels])
+    steps = [(step + 0.5) / sampling_ratio for step in range(sampling_ratio)]
+    points = [*map(_by_bin, points_in(bins, places_of(steps, bins.y[0].dtype)))]
+    if reduction == "mean":
+        pooled = _sum_in_bins(table, points, index, rule="roi") / sampling_ratio**2
     else:
-        pooled = _adaptive_mean(table, bins, index)
+        pooled = _max_in_bins(table, points, index)
     return tf.reshape(pooled, [*shape, table.channels])
 
 
 def _adaptive_mean(table, bins, index):
-    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time.
-
-    Only the samples that can lie in the features are visited, however large a box is.
-    """
-    visits = [
-        _visits(origin, step, limit)
-        for (origin, step), limit in zip(bins, table.space, strict=True)
-    ]
-    columns = visits[1][3]
-
-    def sum_at(places, kept):
-        axes = zip(kept, points_in(bins, places), strict=True)
-        # The point is moved, not the place: a step of 0 would leave it inside.
-        points = [_by_bin(tf.where(keep, axis, _OUTSIDE)) for keep, axis in axes]
-        return _sum_in_bins(table, points, index, rule="roi")
-
-    def add_sample(visit, sums):
-        places, kept = [], []
-        turns = (visit // columns, visit % columns)
-        for (first, last, count, _), turn in zip(visits, turns, strict=True):
-            number = first + tf.cast(turn, first.dtype)
-            places.append((number + 0.5) / tf.maximum(count, 1))
-            kept.append(number <= last)
-        return visit + 1, sums + sum_at(places, kept)
-
-    # Zeros that depend on all inputs, whose gradients exist even if no sample is visited.
-    nowhere = sum_at([tf.zeros([], origin.dtype) for origin, _ in bins], [False, False])
-    _, sums = tf.while_loop(
-        lambda visit, _: visit < visits[0][3] * columns,
-        add_sample,
-        (0, nowhere),
-        parallel_iterations=1,
-    )
-    samples = tf.reshape(visits[0][2] * visits[1][2], [-1, 1, 1])  # [rois, 1, 1]
+    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time."""
+    sums, visits = _visited(table, bins, index, 0.0, tf.add)
+    samples = tf.reshape(visits[0].count * visits[1].count, [-1, 1, 1])  # [rois, 1, 1]
     return sums / tf.cast(tf.maximum(samples, 1), sums.dtype)
 
 
-def _visits(origin, step, limit):
-    """Returns along an axis the samples' first and last number, their count, and the most of all.
+def _adaptive_max(table, bins, index):
+    """Returns the maximum of ceil(bin size) samples along each axis, 0 if there are none."""
+    largest, visits = _visited(table, bins, index, -float("inf"), tf.maximum)
+    rois, height, width, *_ = validation.sizes(points_in(bins, [0.0, 0.0])[0])
+    seen = tf.ones([rois, height, width, 1, 1], largest.dtype)
+    samples = seen
+    for visit in visits:
+        samples *= tf.cast(visit.count, seen.dtype)
+        seen *= tf.cast(tf.maximum(visit.last - visit.first + 1, 0), seen.dtype)
+    # Those that were not visited lie outside, and are 0.
+    nowhere = tf.reshape(seen < samples, [rois, height * width, 1])
+    none = tf.reshape(samples == 0, [rois, height * width, 1])
+    largest = tf.where(nowhere, tf.maximum(largest, 0), largest)
+    return tf.where(none, tf.zeros_like(largest), largest)
+
+
+def _visited(table, bins, index, start, join):
+    """Returns `[rois, bins, channels]`, the samples of bins joined one at a time, and the visits.
+
+    Only the samples that can lie in the features are visited, however large a box is. Those of
+    other boxes, which have fewer, are `start` in the meantime.
+    """
+    visits = [
+        _visits(origin, step, low, high)
+        for (origin, step), (low, high) in zip((bins.y, bins.x), _reach(bins, table), strict=True)
+    ]
+    columns = visits[1].most
+
+    def sample_at(places, kept):
+        y, x = points_in(bins, places)
+        # The point is moved, not the place: a step of 0 would leave it inside.
+        points = [_by_bin(tf.where(kept, axis, _OUTSIDE)) for axis in (y, x)]
+        samples = _sum_in_bins(table, points, index, rule="roi")
+        if start == 0:
+            return samples
+        kept = _by_bin(tf.logical_and(kept, tf.ones_like(y, tf.bool)))  # [rois, bins, 1, 1]
+        return tf.where(tf.squeeze(kept, -1), samples, tf.constant(start, samples.dtype))
+
+    def join_sample(number, joined):
+        places, kept = [], []
+        turns = (number // columns, number % columns)
+        for visit, turn in zip(visits, turns, strict=True):
+            nth = visit.first + tf.cast(turn, visit.first.dtype)
+            places.append((nth + 0.5) / tf.maximum(visit.count, 1))
+            kept.append(nth <= visit.last)
+        return number + 1, join(joined, sample_at(places, kept[0] & kept[1]))
+
+    # They depend on all inputs, whose gradients exist even if no sample is visited.
+    nowhere = sample_at([tf.zeros([], bins.y[0].dtype)] * 2, tf.constant(False))
+    _, joined = tf.while_loop(
+        lambda number, _: number < visits[0].most * columns,
+        join_sample,
+        (0, nowhere),
+        parallel_iterations=1,
+    )
+    return joined, visits
+
+
+def _reach(bins, table):
+    """Returns for each axis of the bins from where to where the features reach, `[rois]` each."""
+    height, width = (tf.cast(tf.reshape(size, [-1]), bins.y[0].dtype) for size in table.space)
+    if bins.turn is None:
+        low = tf.constant(-1, height.dtype)
+        return (low, height), (low, width)
+    sin, cos = bins.turn.sin, bins.turn.cos
+    y, x = (height - 1) / 2 - bins.turn.center[0], (width - 1) / 2 - bins.turn.center[1]
+    y, x = y * cos + x * sin, x * cos - y * sin  # the features' middle, in the region
+    # Half of what they span, and some rounding.
+    tall = ((height + 1) * tf.abs(cos) + (width + 1) * tf.abs(sin)) / 2 + 0.5
+    wide = ((width + 1) * tf.abs(cos) + (height + 1) * tf.abs(sin)) / 2 + 0.5
+    return (y - tall, y + tall), (x - wide, x + wide)
+
+
+class _Visits(NamedTuple):
+    """Along an axis the samples' first and last number and their count, and the most of all.
 
     The first three broadcast to `[rois, height, width, groups, places]`.
     """
+
+    first: tf.Tensor
+    last: tf.Tensor
+    count: tf.Tensor
+    most: tf.Tensor
+
+
+def _visits(origin, step, low, high):
+    """Returns what is to be visited along an axis of which only `low` to `high` can be seen."""
     origin = tf.stop_gradient(origin)
     size = tf.reshape(step, [-1])  # [rois]
     count = tf.where(tf.math.is_finite(size), tf.maximum(tf.math.ceil(size), 0), 0)
     spacing = _per_roi(tf.where(count > 0, size, 1) / tf.maximum(count, 1))
     count = _per_roi(count)
-    limit = _per_roi(tf.cast(limit, step.dtype))
-    first = tf.maximum(tf.floor((-1 - origin) / spacing - 0.5), 0)
-    last = tf.minimum(tf.math.ceil((limit - origin) / spacing - 0.5), count - 1)
+    first = tf.maximum(tf.floor((_per_roi(low) - origin) / spacing - 0.5), 0)
+    last = tf.minimum(tf.math.ceil((_per_roi(high) - origin) / spacing - 0.5), count - 1)
     length = tf.reshape(last - first + 1, [-1])
     length = tf.where(tf.math.is_finite(length), length, 0)
     longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
-    return first, last, count, tf.cast(longest, tf.int32)
+    return _Visits(first, last, count, tf.cast(longest, tf.int32))
 
 
 def mean_of_valid(table, points, index):
@@ -148,6 +230,15 @@ def _by_bin(axis):
     """
     rois, height, width, groups, places = validation.sizes(axis)
     return tf.reshape(axis, [rois, height * width, groups, places])
+
+
+def _max_in_bins(table, points, index):
+    """Returns `[rois, bins, channels]`: the maximum of the samples of each bin."""
+    rois, bins, groups, places = validation.sizes(points[0])
+    apart = [tf.reshape(axis, [rois, bins * places, groups, 1]) for axis in points]
+    samples = _sum_in_bins(table, apart, index, rule="roi")
+    samples = tf.reshape(samples, [rois, bins, places, table.channels])
+    return tf.reduce_max(samples, axis=2)
 
 
 def _sum_in_bins(table, points, index, weights=None, *, rule):

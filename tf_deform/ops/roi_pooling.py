@@ -1,162 +1,26 @@
-"""Pooling of regions of interest by sampling: RoIAlign and its deformable and sensitive kin.
+"""Pooling of regions of interest whose bins are moved, or have channels of their own.
 
 No operator here has a gradient to the boxes.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
-from tf_deform import onnx_ops
 from tf_deform.annotations import PerAxis, Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.bins import mean_in_bins, mean_of_valid, places_of, points_in
+from tf_deform.ops.bins import mean_of_valid, places_of, points_in, pool_in_bins
 from tf_deform.ops.regions import (
     bins_at_rest,
     cells_of,
-    levels_of,
+    checked_arguments,
     moved_bins,
     moved_bins_of_classes,
 )
-from tf_deform.ops.sampling import Table, checked_image_index
+from tf_deform.ops.sampling import Table
 from tf_deform.ops.symbolic import operator
-
-
-@operator
-def roi_align(
-    features: Tensor,
-    boxes: Tensor,
-    box_indices: Tensor,
-    output_size: PerAxis,
-    *,
-    spatial_scale: float | Tensor = 1.0,
-    sampling_ratio: int = 2,
-    aligned: bool = True,
-) -> Tensor:
-    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin of each box.
-
-    Args:
-        features: `[batch, height, width, channels]`, any floating dtype.
-        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
-            float64. A NaN box gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
-        output_size: int, or (height, width) in bins.
-        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
-            tensor.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
-        aligned: whether pixel centres are at integers plus a half in the input image, as they are
-            in continuous coordinates. False is the older convention, in which boxes are also made
-            at least one pixel wide.
-
-    Returns:
-        Means in the dtype of `features`; half precision is accumulated in float32. A sample more
-        than a pixel outside counts as 0; eager calls warn if all finite boxes lie outside.
-
-    Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
-            outside the batch (not under XLA, which has no run-time errors).
-
-    Source: He et al., "Mask R-CNN" (arXiv:1703.06870, section 3).
-
-    Example:
-        >>> features = tf.reshape(tf.range(16.0), [1, 4, 4, 1])
-        >>> roi_align(features, [[0.0, 0.0, 4.0, 4.0]], [0], 1).numpy().item()
-        7.5
-    """
-    features, boxes, box_indices, spatial_scale = _checked(
-        features, boxes, box_indices, spatial_scale
-    )
-    size = validation.per_axis("output_size", output_size, 2, minimum=0)
-    aligned = validation.boolean("aligned", aligned)
-    if onnx_ops.wanted():
-        return onnx_ops.roi_align(
-            features, boxes, box_indices, size, spatial_scale, sampling_ratio, aligned
-        )
-    bins = bins_at_rest(boxes, size, spatial_scale, aligned)
-    shape = [validation.sizes(boxes)[0], *size]
-    pooled = mean_in_bins(Table.of(features, 1), box_indices, bins, shape, sampling_ratio)
-    return tf.cast(pooled, features.dtype)
-
-
-@operator
-def multi_scale_roi_align(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    box_indices: Tensor,
-    output_size: PerAxis,
-    *,
-    scales: Sequence[float],
-    sampling_ratio: int = 2,
-    aligned: bool = True,
-    canonical_size: float = 224,
-    canonical_level: float = 4,
-) -> Tensor:
-    """Returns `[rois, *output_size, channels]`: RoIAlign of each box on the level that suits it.
-
-    Args:
-        features: list of `[batch, height, width, channels]`, finest first, of equal batch,
-            channels and floating dtype.
-        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
-            float64. A NaN box gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
-        output_size: int, or (height, width) in bins.
-        scales: for each level the features' size over the input image's size, numbers above 0,
-            each half of the one before.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
-        aligned: whether pixel centres are at integers plus a half in the input image, as they are
-            in continuous coordinates. False is the older convention, in which boxes are also made
-            at least one pixel wide.
-        canonical_size: the square root of a box's area, in input-image pixels, for which
-            `canonical_level` is the level.
-        canonical_level: the level of a box of `canonical_size`, counted so that level k has the
-            scale 2**-k.
-
-    Returns:
-        Means in the dtype of the features; half precision is accumulated in float32. A sample more
-        than a pixel outside counts as 0; eager calls warn if all finite boxes lie outside.
-
-    Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
-            outside the batch (not under XLA, which has no run-time errors).
-
-    Source: Lin et al., "Feature Pyramid Networks" (arXiv:1612.03144, equation 1).
-
-    Example:
-        >>> pyramid = [tf.zeros([1, 8, 8, 1]), tf.ones([1, 4, 4, 1])]
-        >>> boxes = [[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 32.0, 32.0]]
-        >>> pooled = multi_scale_roi_align(
-        ...     pyramid, boxes, [0, 0], 1,
-        ...     scales=(1 / 4, 1 / 8), canonical_size=32, canonical_level=3,
-        ... )
-        >>> pooled[:, 0, 0, 0].numpy().tolist()
-        [0.0, 1.0]
-    """
-    scales = checked_scales(scales)
-    levels = validation.feature_maps("features", features)
-    if len(levels) != len(scales):
-        raise ValueError(
-            f"scales must have one entry a feature map, received {len(scales)} for {len(levels)}"
-        )
-    first, boxes, box_indices, _ = _checked(levels[0], boxes, box_indices, scales[0])
-    canonical_size = validation.number("canonical_size", canonical_size, above=0)
-    canonical_level = validation.number("canonical_level", canonical_level)
-    level, scale = levels_of(boxes, scales, canonical_size, canonical_level)
-    size = validation.per_axis("output_size", output_size, 2, minimum=0)
-    aligned = validation.boolean("aligned", aligned)
-    bins = bins_at_rest(boxes, size, scale, aligned)
-    shape = [validation.sizes(boxes)[0], *size]
-    table = Table.of_levels(levels, level)
-    pooled = mean_in_bins(table, box_indices, bins, shape, sampling_ratio)
-    return tf.cast(pooled, first.dtype)
 
 
 @operator
@@ -202,7 +66,7 @@ def ps_roi_align(
         >>> ps_roi_align(features, [[0.0, 0.0, 1.0, 1.0]], [0], 2)[0, :, :, 0].numpy().tolist()
         [[0.0, 1.0], [2.0, 3.0]]
     """
-    features, boxes, box_indices, spatial_scale = _checked(
+    features, boxes, box_indices, spatial_scale = checked_arguments(
         features, boxes, box_indices, spatial_scale
     )
     size = validation.per_axis("output_size", output_size, 2)
@@ -216,7 +80,7 @@ def ps_roi_align(
     maps = _channel_maps(features, count)
     first = tf.expand_dims(box_indices, 1) * count
     index = first + tf.range(count, dtype=first.dtype)  # [rois, bins]
-    pooled = mean_in_bins(Table.of(maps, 1), index, bins, shape, sampling_ratio)
+    pooled = pool_in_bins(Table.of(maps, 1), index, bins, shape, sampling_ratio)
     return tf.cast(pooled, features.dtype)
 
 
@@ -272,14 +136,14 @@ def deformable_roi_pool(
         >>> deformable_roi_pool(features, boxes, [0], offset, 1).numpy().item()
         8.0
     """
-    features, boxes, box_indices, spatial_scale = _checked(
+    features, boxes, box_indices, spatial_scale = checked_arguments(
         features, boxes, box_indices, spatial_scale
     )
     size = validation.per_axis("output_size", output_size, 2, minimum=0)
     gamma = validation.number("gamma", gamma)
     bins = moved_bins(boxes, offset, size, spatial_scale, gamma)
     shape = [validation.sizes(boxes)[0], *size]
-    pooled = mean_in_bins(Table.of(features, 1), box_indices, bins, shape, sampling_ratio)
+    pooled = pool_in_bins(Table.of(features, 1), box_indices, bins, shape, sampling_ratio)
     if mask is not None:
         mask = validation.shaped(
             "mask", validation.floating("mask", mask), shape, "[rois, *output_size]"
@@ -350,7 +214,7 @@ def deformable_ps_roi_pool(
         >>> pooled.numpy().item()  # samples at -0.5 and 1.5
         3.75
     """
-    features, boxes, box_indices, spatial_scale = _checked(
+    features, boxes, box_indices, spatial_scale = checked_arguments(
         features, boxes, box_indices, spatial_scale
     )
     size = validation.per_axis("output_size", output_size, 2)
@@ -385,57 +249,6 @@ def deformable_ps_roi_pool(
     pooled = mean_of_valid(Table.of(maps, classes), points, index)
     shape = [validation.sizes(boxes)[0], *size, output_channels]
     return tf.cast(tf.reshape(pooled, shape), features.dtype)
-
-
-def checked_scales(scales):
-    """Returns the levels' scales as floats: each must be half of the one before, to rounding."""
-    known = isinstance(scales, list | tuple | np.ndarray) and np.ndim(scales) == 1
-    try:
-        numbers = [validation.number("scales", each, above=0) for each in (scales if known else ())]
-        halved = all(math.isclose(a, 2 * b, rel_tol=1e-5) for a, b in itertools.pairwise(numbers))
-    except ValueError:
-        numbers = []
-    if not numbers or not halved:
-        raise ValueError(
-            "scales must be finite numbers above 0, each half of the one before, as in (1/4, 1/8), "
-            f"received {scales!r}"
-        )
-    return tuple(numbers)
-
-
-def _checked(features, boxes, box_indices, spatial_scale):
-    """Returns the operators' common arguments: coordinates as tensors in float32 or float64."""
-    spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
-    features = validation.floating("features", features)
-    boxes = validation.floating("boxes", boxes)
-    features = validation.shaped(
-        "features", features, [None] * 4, "[batch, height, width, channels]"
-    )
-    boxes = validation.shaped("boxes", boxes, [None, 4], "[rois, 4]")
-    images = validation.sizes(features)[0]
-    rois = validation.sizes(boxes)[0]
-    box_indices = checked_image_index("box_indices", box_indices, rois, images)
-    wide = tf.float64 in (features.dtype, boxes.dtype)
-    boxes = tf.cast(boxes, tf.float64 if wide else tf.float32)
-    if tf.executing_eagerly():
-        _warn_if_outside(boxes.numpy(), features.shape[1:3], float(spatial_scale))
-    return features, tf.stop_gradient(boxes), box_indices, spatial_scale
-
-
-def _warn_if_outside(boxes, space, spatial_scale):
-    """Warns if there are finite boxes, and all of them lie outside the features."""
-    touches = True
-    for axis, size in enumerate([space[1], space[0]]):  # x, y
-        start, end = boxes[:, axis], boxes[:, axis + 2]
-        touches &= (np.maximum(start, end) >= 0) & (np.minimum(start, end) <= size / spatial_scale)
-    finite = boxes[:0] if np.any(touches) else boxes[np.isfinite(boxes).all(axis=1)]
-    if len(finite):
-        validation.warn(
-            f"boxes all lie outside the features, {space[0]} x {space[1]} pixels under "
-            f"spatial_scale={spatial_scale:g}, the first is {finite[0].tolist()} in the image: "
-            "spatial_scale may be missing (it is the features' size / the image's size), or "
-            "bounding_box_format another than that of the boxes"
-        )
 
 
 def _channel_maps(features, cells):
