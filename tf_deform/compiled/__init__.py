@@ -22,6 +22,7 @@ from tf_deform.compiled.choice import (
     use_implementation,
 )
 from tf_deform.compiled.gradients import portable, second_gradients
+from tf_deform.compiled.proof import on_trial
 from tf_deform.compiled.tracing import in_save_context, traced_for_export
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "compiled_status",
     "deformable_conv",
     "in_save_context",
+    "on_trial",
     "portable",
     "second_gradients",
     "set_implementation",
