@@ -24,6 +24,7 @@ from tf_deform import ops
 from tf_deform.compiled import on_trial, use_implementation
 
 CALLS = 5  # of each implementation, after one that traces; their median counts
+FEW = 3  # scenes of the portable form, which takes XLA a second or more each
 TENSOR_FLOAT = "TF32"  # float32 in the tensor cores of a GPU, which round what they multiply
 
 # Each op of the library: the function that calls it, and the arguments whose gradients it computes.
@@ -67,21 +68,24 @@ class Scene(NamedTuple):
 def run(case):
     """Returns what came of a case: its results' errors and, if they were timed, seconds.
 
-    {"errors": {result: [error, largest good one]}, "seconds": [its own, portable] or None}. A
-    result that cannot be compared, as shapes differ or numbers are NaN, has an infinite error.
+    {"errors": {result: [error, largest good one]}, "seconds": [its own, portable] or None}, of the
+    scene that is worst. A result that cannot be compared, as its shape is another one or numbers
+    are NaN, has an infinite error.
     """
     _check_gpus(case)
     tf.config.experimental.enable_tensor_float_32_execution(case.dtype == TENSOR_FLOAT)
-    names = results_of(case.op)
-    errors = dict.fromkeys(names, 0.0)
+    worst = {name: [0.0, 1.0] for name in results_of(case.op)}
     with tf.device(f"/{case.device}"), on_trial(), use_implementation(case.implementation):
         scenes = scenes_of(OPS[case.op][0])
-        for found, expected in zip(_found(case, scenes), reference(case.op), strict=True):
-            for name in found:
-                errors[name] = max(errors[name], error_of(found[name], expected[name]))
-    compared = {name: [errors[name], largest_error(case, name)] for name in names}
+        if case.xla and case.implementation == "portable":
+            scenes = scenes[:FEW]
+        found = _found(case, scenes)
+    for results, expected in zip(found, reference(case.op)[: len(scenes)], strict=True):
+        for name, result in results.items():
+            compared = [error_of(result, expected[name]), largest_error(case, name, result.dtype)]
+            worst[name] = max(worst[name], compared, key=lambda each: each[0] / each[1])
     timed = case.implementation == "compiled" and (not case.xla or case.dtype == "float32")
-    return {"errors": compared, "seconds": seconds(case) if timed else None}
+    return {"errors": worst, "seconds": seconds(case) if timed else None}
 
 
 def results_of(op):
@@ -89,15 +93,14 @@ def results_of(op):
     return OPS[op][1] or (op,)
 
 
-def largest_error(case, result):
-    """Returns the largest error of a result that is good."""
+def largest_error(case, result, dtype):
+    """Returns the largest error of a result, which has a dtype, that is good."""
     kind = case.device.split(":")[0]
-    dtype = "float32" if case.dtype == TENSOR_FLOAT else case.dtype
     multiplied = result in ROUNDED or case.dtype == TENSOR_FLOAT
     if kind == "GPU" and multiplied and case.dtype in PRODUCTS:
         return PRODUCTS[case.dtype]
-    rounded = result in (*FEATURES, "deformable_conv")
-    return SUMS[kind].get(dtype, SUMS[kind]["float32"]) + (ROUNDING.get(dtype, 0) if rounded else 0)
+    sums = SUMS[kind].get(dtype.name, SUMS[kind]["float32"])
+    return sums + ROUNDING.get(dtype.name, 0)
 
 
 def error_of(found, expected):
@@ -119,8 +122,9 @@ def _found(case, scenes):
         return [_derived(case.op, scene, each) for scene, each in zip(scenes, given, strict=True)]
 
     if not case.xla:
-        _check_place(case, compute(arguments[:1])[0])
-    return tf.function(compute, jit_compile=case.xla, autograph=False)(arguments)
+        _check_place(case, _derived(case.op, scenes[0], arguments[0]))
+    function = tf.function(compute, jit_compile=case.xla, autograph=False)
+    return function.get_concrete_function(arguments)(arguments)
 
 
 def _check_gpus(case):
@@ -224,7 +228,10 @@ def speed_scene(function, large):
 
 @functools.cache
 def scenes_of(function):
-    """Returns the scenes that a function's ops are compared at, of fixed seeds."""
+    """Returns the scenes that a function's ops are compared at, of fixed seeds.
+
+    The first ones are plain, hostile and empty.
+    """
     rng = np.random.default_rng(0)
     return _sample_scenes(rng) if function == "weighted_sample" else _conv_scenes(rng)
 
@@ -233,13 +240,13 @@ def _sample_scenes(rng):
     index = np.array([1, 0, 1])
     return [
         _sample(rng, (2, 9, 7, 6), (2, 11, 2, 3)),
+        _sample(rng, (2, 5, 4, 16), (2, 50, 2, 2), placed=hostile),
+        _sample(rng, (0, 5, 4, 3), (0, 3, 1, 2)),
         _sample(rng, (2, 9, 7, 38), (3, 21, 2, 2), index=index),  # no whole number of vectors
         _sample(rng, (2, 9, 7, 64), (2, 70, 1, 1), weighted=False),
         _sample(rng, (2, 13, 5), (2, 9, 1, 4)),
         _sample(rng, (1, 4, 5, 3, 16), (1, 9, 2, 20)),
-        _sample(rng, (2, 5, 4, 16), (2, 50, 2, 2), placed=hostile),
         _sample(rng, (1, 5, 4, 6, 3), (1, 50, 1, 2), placed=hostile),
-        _sample(rng, (0, 5, 4, 3), (0, 3, 1, 2)),
         _sample(rng, (2, 5, 4, 3), (0, 3, 1, 2), index=index[:0]),
         *(_grid(rng, centers, rank) for centers in (False, True) for rank in (2, 3)),
     ]
@@ -279,15 +286,15 @@ def _conv_scenes(rng):
     strided = {"padding": "same", "strides": 2}
     return [
         _convolution(rng, (2, 7, 6, 12), (3, 2, 12, 8)),
+        _convolution(rng, (2, 6, 5, 16), (3, 3, 16, 10), groups=2, placed=hostile),
+        _convolution(rng, (0, 6, 5, 4), (3, 3, 4, 6)),
         _convolution(rng, (1, 12, 11, 48), (3, 3, 48, 80), groups=2),
         _convolution(rng, (1, 9, 8, 32), (1, 3, 32, 264), masked=False),  # filters for wide tiles
         _convolution(rng, (2, 8, 6, 12), (3, 3, 4, 9), groups=3, **strided),
         _convolution(rng, (2, 9, 8, 12), (3, 3, 1, 12), groups=2, dilation_rate=2),  # depthwise
         _convolution(rng, (2, 13, 6), (3, 6, 5), padding="causal"),
         _convolution(rng, (1, 4, 5, 3, 8), (2, 3, 2, 8, 6)),
-        _convolution(rng, (2, 6, 5, 16), (3, 3, 16, 10), groups=2, placed=hostile),
         _convolution(rng, (1, 6, 5, 8), (3, 3, 1, 8), placed=hostile),
-        _convolution(rng, (0, 6, 5, 4), (3, 3, 4, 6)),
     ]
 
 

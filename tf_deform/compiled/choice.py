@@ -53,8 +53,9 @@ def set_implementation(name: Implementation) -> None:
 
     Args:
         name: "auto" (compiled wherever it can run, which is where the library is built and either
-            TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
-            (TensorFlow ops only) or "compiled" (the compiled library, or an error). What is saved
+            TensorFlow lists no GPU or the library has CUDA kernels that `python -m tf_deform check`
+            proved on its cards; otherwise portable), "portable" (TensorFlow ops only) or "compiled"
+            (the compiled library, or an error). What is saved
             as a SavedModel is portable, unless `export_saved_model` is asked for "compiled". Under
             "auto" so is what Keras exports to any format, and what TensorFlow's LiteRT converter,
             tf2onnx, OpenVINO and TensorFlow.js trace.
@@ -83,8 +84,9 @@ def use_implementation(name: Implementation) -> contextlib.AbstractContextManage
 
     Args:
         name: "auto" (compiled wherever it can run, which is where the library is built and either
-            TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
-            (TensorFlow ops only) or "compiled" (the compiled library, or an error).
+            TensorFlow lists no GPU or the library has CUDA kernels that `python -m tf_deform check`
+            proved on its cards; otherwise portable), "portable" (TensorFlow ops only) or "compiled"
+            (the compiled library, or an error).
 
     Raises:
         ValueError: the name is none of these.
