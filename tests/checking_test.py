@@ -173,6 +173,7 @@ def test_beside_a_gpu_without_kernels_for_it_both_forms_are_checked(monkeypatch)
     assert (gpu.name, gpu.implementation, gpu.xla) == ("GPU:0", "portable", True)
     assert gpu.reason == "there is no driver"
     assert {case.dtype for case in checking.cases_of(gpu)} == {*checking.DTYPES, "TF32"}
+    assert {case.dtype for case in checking.cases_of(gpu) if case.xla} == {"float32"}
 
 
 # Processes, stood in for by scripts: cases are numbers here

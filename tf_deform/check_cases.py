@@ -24,7 +24,6 @@ from tf_deform import ops
 from tf_deform.compiled import on_trial, use_implementation
 
 CALLS = 5  # of each implementation, after one that traces; their median counts
-FEW = 3  # scenes of the portable form, which takes XLA a second or more each
 TENSOR_FLOAT = "TF32"  # float32 in the tensor cores of a GPU, which round what they multiply
 
 # Each op of the library: the function that calls it, and the arguments whose gradients it computes.
@@ -74,11 +73,11 @@ def run(case):
     """
     _check_gpus(case)
     tf.config.experimental.enable_tensor_float_32_execution(case.dtype == TENSOR_FLOAT)
-    worst = {name: [0.0, 1.0] for name in results_of(case.op)}
+    worst = {name: [-1.0, 1.0] for name in results_of(case.op)}
     with tf.device(f"/{case.device}"), on_trial(), use_implementation(case.implementation):
         scenes = scenes_of(OPS[case.op][0])
         if case.xla and case.implementation == "portable":
-            scenes = scenes[:FEW]
+            scenes = scenes[:1]  # each takes XLA some seconds
         found = _found(case, scenes)
     for results, expected in zip(found, reference(case.op)[: len(scenes)], strict=True):
         for name, result in results.items():
@@ -230,7 +229,7 @@ def speed_scene(function, large):
 def scenes_of(function):
     """Returns the scenes that a function's ops are compared at, of fixed seeds.
 
-    The first ones are plain, hostile and empty.
+    The first one is hostile.
     """
     rng = np.random.default_rng(0)
     return _sample_scenes(rng) if function == "weighted_sample" else _conv_scenes(rng)
@@ -239,8 +238,8 @@ def scenes_of(function):
 def _sample_scenes(rng):
     index = np.array([1, 0, 1])
     return [
-        _sample(rng, (2, 9, 7, 6), (2, 11, 2, 3)),
         _sample(rng, (2, 5, 4, 16), (2, 50, 2, 2), placed=hostile),
+        _sample(rng, (2, 9, 7, 6), (2, 11, 2, 3)),
         _sample(rng, (0, 5, 4, 3), (0, 3, 1, 2)),
         _sample(rng, (2, 9, 7, 38), (3, 21, 2, 2), index=index),  # no whole number of vectors
         _sample(rng, (2, 9, 7, 64), (2, 70, 1, 1), weighted=False),
@@ -285,8 +284,8 @@ def _grid_sampled(values, points, align_corners):
 def _conv_scenes(rng):
     strided = {"padding": "same", "strides": 2}
     return [
-        _convolution(rng, (2, 7, 6, 12), (3, 2, 12, 8)),
         _convolution(rng, (2, 6, 5, 16), (3, 3, 16, 10), groups=2, placed=hostile),
+        _convolution(rng, (2, 7, 6, 12), (3, 2, 12, 8)),
         _convolution(rng, (0, 6, 5, 4), (3, 3, 4, 6)),
         _convolution(rng, (1, 12, 11, 48), (3, 3, 48, 80), groups=2),
         _convolution(rng, (1, 9, 8, 32), (1, 3, 32, 264), masked=False),  # filters for wide tiles

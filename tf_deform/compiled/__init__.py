@@ -7,9 +7,9 @@ of two ops and their gradients, for TensorFlow's executors and, from TensorFlow 
 only once `python -m tf_deform check` has found them right there.
 
 A module for each question: what is asked for (`switch`), where the library is and whether it is
-whole (`location`), what it can do once loaded (`loading`), whether its CUDA kernels were seen to be
-right here (`proof`), which implementation that makes (`choice`), whether it is traced to be exported
-(`tracing`), how its ops are called (`calls`) and differentiated (`gradients`).
+whole (`location`), what it can do once loaded (`loading`), whether its CUDA kernels were found
+right here (`proof`), which implementation that makes (`choice`), whether it is traced to be
+exported (`tracing`), how its ops are called (`calls`) and differentiated (`gradients`).
 """
 
 from tf_deform.compiled.calls import deformable_conv, weighted_sample
