@@ -187,7 +187,8 @@ def reference(op):
 def seconds(case):
     """Returns the median seconds of the op's own time and that of the portable form."""
     scene = speed_scene(OPS[case.op][0], case.device.startswith("GPU"))
-    given = _cast(scene.arguments, case.dtype)
+    with tf.device(f"/{case.device}"):
+        given = _cast(scene.arguments, case.dtype)
     calls = []
     for implementation in ("compiled", "portable"):
         with tf.device(f"/{case.device}"), on_trial(), use_implementation(implementation):
