@@ -170,9 +170,9 @@ def test_beside_a_library_that_is_read_only_the_cache_has_the_record(machine, mo
         return written(path, text)
 
     monkeypatch.setattr(proof, "_written", read_only)
-    assert prove().parent == location.cache() / "proofs"
+    assert prove().parent == location.proofs()
     assert_gate_is_open()
-    monkeypatch.setattr(location, "cache", lambda: (_ for _ in ()).throw(OSError("no home")))
+    monkeypatch.setattr(location, "proofs", lambda: (_ for _ in ()).throw(OSError("no home")))
     with pytest.raises(PermissionError):
         prove()
 
@@ -180,7 +180,7 @@ def test_beside_a_library_that_is_read_only_the_cache_has_the_record(machine, mo
 def test_of_two_records_the_newer_one_counts(machine):
     (subject,) = proof.subjects()
     beside = proof.record(subject, [])
-    own = location.cache() / "proofs" / beside.name
+    own = location.proofs() / beside.name
     own.parent.mkdir(parents=True)
     own.write_text(beside.read_text().replace("[]", '["a fault"]'))
     os.utime(beside, (1, 1))

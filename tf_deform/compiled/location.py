@@ -47,13 +47,22 @@ def library_path():
     name = f"tf_deform_ops_{minor()}.so"
     if (PACKAGED / name).exists():
         return PACKAGED / name
-    return cache() / f"tensorflow-{tf.__version__}-{_digest_of_sources()}" / name
+    return _cache() / f"tensorflow-{tf.__version__}-{_digest_of_sources()}" / name
 
 
 def built_for():
     """Returns the versions of TensorFlow that there are libraries for, in the cache or package."""
-    others = {each.name.split("-")[1] for each in cache().glob("tensorflow-*")}
+    others = {each.name.split("-")[1] for each in _cache().glob("tensorflow-*")}
     return sorted(others | {each.stem.split("_")[-1] for each in PACKAGED.glob("*_ops_*.so")})
+
+
+def proofs():
+    """Returns the folder of the user's cache for proofs that cannot lie beside a library.
+
+    Raises:
+        OSError: there is no home folder to keep a cache in.
+    """
+    return _cache() / "proofs"
 
 
 def minor():
@@ -96,12 +105,7 @@ def _fingerprint(path):
     return f"{len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
 
 
-def cache():
-    """Returns the user's cache, which need not be there.
-
-    Raises:
-        OSError: there is no home folder to keep one in.
-    """
+def _cache():
     given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     home = pathlib.Path(os.path.expanduser("~"))  # "~" where there is none
     if given.is_absolute():  # one that is not is to be ignored, says the XDG specification

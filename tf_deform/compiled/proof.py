@@ -141,7 +141,7 @@ def _written(path, text):
 def _folders():
     folders = [location.library_path().parent]
     with contextlib.suppress(OSError):  # without a home folder
-        folders.append(location.cache() / "proofs")
+        folders.append(location.proofs())
     return folders
 
 
