@@ -51,7 +51,7 @@ ROWS = """
 annotations
 startup files onnx_ops checkpoints compiled.switch compiled.location
 compiled.gradients compiled.tracing weight_files weight_parts
-compiled.loading
+compiled.loading compiled.proof
 compiled.*
 compiled
 ops.validation ops.symbolic
@@ -69,7 +69,8 @@ layers.*
 layers addons.arguments boxes drawing losses
 addons.correlation addons.matrices addons.warping convolutions visualization
 addons.transforms backbone callbacks convert export litert_quantize onnx_writers
-export_check
+export_check check_cases
+checking
 addons onnx_export litert_export building
 .
 __main__

@@ -17,7 +17,7 @@ import tf_deform as tfd
 from conftest import TOLERANCE, relative_error
 from tf_deform import __main__ as commands
 from tf_deform import building, compiled, ops
-from tf_deform.compiled import choice, loading, location
+from tf_deform.compiled import choice, loading, location, proof
 from xla_test import attention, convolution, with_gradients
 
 
@@ -54,6 +54,7 @@ def test_beside_a_gpu_the_library_is_used_and_compiled_by_xla_only_with_kernels_
     assert compiled.compiled_status().available  # loaded before its texts are replaced
     monkeypatch.setattr(loading, "said_by", texts.get)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"a {kind}"])
+    monkeypatch.setattr(proof, "why_unproven", lambda: "")
     status = compiled.compiled_status()
     assert choice.auto_is_compiled.__wrapped__() == (not cuda)
     assert status.devices == (("CPU",) if cuda else ("CPU", "GPU"))

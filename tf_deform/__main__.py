@@ -1,6 +1,6 @@
-"""Builds the compiled library, packs it, or says what is there.
+"""Builds the compiled library, checks it, packs it, or says what is there.
 
-python -m tf_deform build [--cuda] [--force] | wheel | info
+python -m tf_deform build [--cuda] [--force] | check [--json] | wheel | info
 """
 
 import argparse
@@ -12,20 +12,34 @@ import keras
 import tensorflow as tf
 
 import tf_deform
-from tf_deform import building
+from tf_deform import building, checking
 from tf_deform.compiled import loading, location
+
+CHECK = """
+Compares each op of the compiled library and its gradients with the portable form in float64, in
+each dtype, on the CPU and each GPU, with and without XLA, and times both. The CUDA kernels are used
+on a card only once this has passed there. Without a library the portable form is compared with
+itself in float64. Exit status: 0 if nothing is wrong, also where there is no library; 1 if
+something is, a library that is damaged or does not load among it.
+"""
 
 
 def main(arguments=None):
     """Runs the command that the arguments name."""
     parser = argparse.ArgumentParser(
         prog="python -m tf_deform",
-        description="Builds the compiled library, packs it, or says what is there.",
+        description="Builds the compiled library, checks it, packs it, or says what is there.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="compile the library for the installed TensorFlow")
     build.add_argument("--cuda", action="store_true", help="add kernels for NVIDIA GPUs")
     build.add_argument("--force", action="store_true", help="build also what is there and whole")
+    check = commands.add_parser(
+        "check",
+        help="prove the operators on this machine, and so let GPUs use them",
+        description=CHECK,
+    )
+    check.add_argument("--json", action="store_true", help="print JSON in the place of a table")
     wheel = commands.add_parser("wheel", help="make a wheel that brings the library along")
     wheel.add_argument("--folder", default="dist", help="where to put it (default: dist)")
     commands.add_parser("info", help="say which versions and which library are there")
@@ -33,6 +47,11 @@ def main(arguments=None):
     try:
         if options.command == "build":
             building.build(options.cuda, options.force)
+            if options.cuda and tf.config.list_physical_devices("GPU"):
+                anew = [sys.executable, "-m", "tf_deform", "check"]  # which finds what is built now
+                sys.exit(subprocess.run(anew).returncode)
+        elif options.command == "check":
+            sys.exit(checking.check(options.json))
         elif options.command == "wheel":
             building.make_wheel(options.folder)
         else:
@@ -48,7 +67,8 @@ def info():
     status = tf_deform.compiled_status()
     print(f"tf_deform {tf_deform.__version__}")
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
-    print(f"library: {location.library_path() if status.available else 'none'}")
+    there = loading.load().library is not None  # and perhaps not to be used
+    print(f"library: {location.library_path() if there else 'none'}")
     if status.available:
         print(f"devices: {', '.join(status.devices)} ({loading.instruction_set()})")
         print(f"XLA: {'no' if loading.why_not_xla() else 'yes'}")

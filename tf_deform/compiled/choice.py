@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_deform.annotations import Implementation
-from tf_deform.compiled import loading, location, switch
+from tf_deform.compiled import loading, location, proof, switch
 from tf_deform.compiled.tracing import in_save_context, traced_for_export
 
 
@@ -36,7 +36,8 @@ def compiled_status() -> CompiledStatus:
         True
     """
     library, reason, _ = loading.load()
-    if library is None:
+    reason = reason if library is None else _why_unproven()
+    if reason:
         return CompiledStatus(available=False, devices=(), reason=reason)
     reasons = [loading.why_not_xla(), _gpu_is_idle()]
     devices = ("CPU",) if loading.said_by("TfDeformCudaError") else ("CPU", "GPU")
@@ -52,8 +53,9 @@ def set_implementation(name: Implementation) -> None:
 
     Args:
         name: "auto" (compiled wherever it can run, which is where the library is built and either
-            TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
-            (TensorFlow ops only) or "compiled" (the compiled library, or an error). What is saved
+            TensorFlow lists no GPU or the library has CUDA kernels that `python -m tf_deform check`
+            proved on its cards; otherwise portable), "portable" (TensorFlow ops only) or "compiled"
+            (the compiled library, or an error). What is saved
             as a SavedModel is portable, unless `export_saved_model` is asked for "compiled". Under
             "auto" so is what Keras exports to any format, and what TensorFlow's LiteRT converter,
             tf2onnx, OpenVINO and TensorFlow.js trace.
@@ -82,8 +84,9 @@ def use_implementation(name: Implementation) -> contextlib.AbstractContextManage
 
     Args:
         name: "auto" (compiled wherever it can run, which is where the library is built and either
-            TensorFlow lists no GPU or the library has CUDA kernels; otherwise portable), "portable"
-            (TensorFlow ops only) or "compiled" (the compiled library, or an error).
+            TensorFlow lists no GPU or the library has CUDA kernels that `python -m tf_deform check`
+            proved on its cards; otherwise portable), "portable" (TensorFlow ops only) or "compiled"
+            (the compiled library, or an error).
 
     Raises:
         ValueError: the name is none of these.
@@ -116,7 +119,8 @@ def check(name):
     switch.check_name(name)
     if name == "compiled":
         library, reason, _ = loading.load()
-        if library is None:
+        reason = reason if library is None else _why_unproven()
+        if reason:
             raise RuntimeError(f"The compiled implementation cannot be used: {reason}.")
 
 
@@ -160,9 +164,19 @@ def _is_used():
 def auto_is_compiled():
     """Returns whether "auto" means "compiled"; warns of a library that should work and does not."""
     library, reason, broken = loading.load()
+    if library is not None:
+        reason = _why_unproven()
+        broken = bool(reason)
     if broken:
         warnings.warn(f"tf_deform runs its portable implementation: {reason}.", stacklevel=2)
-    return library is not None and not _gpu_is_idle()
+    return library is not None and not broken and not _gpu_is_idle()
+
+
+def _why_unproven():
+    """Returns why nobody may use the library beside a GPU for which it has kernels, or ""."""
+    if tf.config.list_physical_devices("GPU") and not loading.said_by("TfDeformCudaError"):
+        return proof.why_unproven()
+    return ""
 
 
 def _gpu_is_idle():

@@ -66,10 +66,16 @@ def said_by(name):
 
 def why_not_xla():
     """Returns why XLA cannot compile the library's ops for all devices listed, "" if it can."""
+    gpus = tf.config.list_physical_devices("GPU")
+    return why_not_xla_on("CPU") or (why_not_xla_on("GPU") if gpus else "")
+
+
+def why_not_xla_on(kind):
+    """Returns why XLA cannot compile the library's ops for a "CPU" or a "GPU", "" if it can."""
     error = said_by("TfDeformXlaError")
     if error is None:
         return "it has no XLA kernels, which take TensorFlow 2.20, so layers say supports_jit=False"
-    if not error and tf.config.list_physical_devices("GPU"):
+    if not error and kind == "GPU":
         if said_by("TfDeformCudaError"):
             return "XLA finds none of its kernels for a GPU, so layers say supports_jit=False"
         error = said_by("TfDeformXlaGpuError")

@@ -56,6 +56,15 @@ def built_for():
     return sorted(others | {each.stem.split("_")[-1] for each in PACKAGED.glob("*_ops_*.so")})
 
 
+def proofs():
+    """Returns the folder of the user's cache for proofs that cannot lie beside a library.
+
+    Raises:
+        OSError: there is no home folder to keep a cache in.
+    """
+    return _cache() / "proofs"
+
+
 def minor():
     """Returns the minor version of TensorFlow, such as "2.21"."""
     return ".".join(tf.__version__.split(".")[:2])
