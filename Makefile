@@ -14,6 +14,8 @@ VENV_ADDONS := .venv-addons
 VENV_WEB := .venv-web
 RUN := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Whose wheel the library for aarch64 is linked against.
+TENSORFLOW_AARCH64 := 2.21.0
 # Prints what CMake is to know of TensorFlow.
 DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 	print("-DTF_INCLUDE=" + find.get_include(), "-DTF_LIBRARY=" + find.get_lib(), \
@@ -24,7 +26,7 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .DELETE_ON_ERROR:
 .PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
 	bench-exported ops sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons support \
-	engines clean
+	engines aarch64 release clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -126,6 +128,23 @@ engines: ops serving $(VENV)/.has-engines $(VENV_WEB)/.has-tensorflowjs ## the s
 	@PATH="$$PATH:$(CURDIR)/$(VENV_WEB)/bin" NODE_PATH=$(CURDIR)/$(VENV_WEB)/node_modules \
 		$(RUN) benchmarks/support --engines $(ARGS)
 
+aarch64: $(VENV)/.has-test ## cross-compile the library for aarch64, run its kernels in QEMU
+	@for program in aarch64-linux-gnu-g++ qemu-aarch64; do \
+		command -v $$program >/dev/null || { echo "$$program is missing." \
+			"On Debian or Ubuntu: apt install g++-aarch64-linux-gnu qemu-user" >&2; exit 1; }; \
+	done
+	@PYTHONPATH=custom_ops/wheels $(RUN) -c \
+		'import headers; headers.fetch("$(TENSORFLOW_AARCH64)", "aarch64", "build/wheels")'
+	@echo "==> Building build/aarch64 (two minutes)"
+	@wheel=$(CURDIR)/build/wheels/tensorflow-$(TENSORFLOW_AARCH64)-aarch64/tensorflow; \
+		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/aarch64 \
+		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DTF_INCLUDE=$$wheel/include -DTF_LIBRARY=$$wheel \
+		-DTF_ABI=1 -DTF_MINOR=$(basename $(TENSORFLOW_AARCH64)) >/dev/null
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/aarch64 --parallel $(WORKERS) \
+		--target all --target kernel_tests
+	@qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/kernel_test_baseline 100
+
 serving: $(VENV)/.has-test ## build the C++ program that serves a SavedModel
 	@$(MAKE) --no-print-directory -C custom_ops/serving PYTHON=$(abspath $(RUN))
 
@@ -147,6 +166,9 @@ test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions su
 goldens-addons: $(VENV_ADDONS)/.has-addons ## write what TensorFlow Addons returns, for the tests
 	@echo "==> Writing tests/goldens/addons.npz"
 	@$(VENV_ADDONS)/bin/python -W ignore tests/goldens/make_addons_goldens.py
+
+release: $(VENV)/.has-test $(VENV)/.has-wheels ## commit a release and make its files (VERSION=0.2.0); uploads nothing
+	@$(RUN) custom_ops/wheels/release.py $(VERSION)
 
 clean: ## remove the virtual environments, builds and caches
 	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_ADDONS) $(VENV_WEB) build dist *.egg-info

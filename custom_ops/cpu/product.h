@@ -17,7 +17,11 @@ namespace {
 
 template <typename T>
 constexpr int64_t kPanel = 2 * Vector<T>::kLanes;            // columns of a panel, and of a block
+#ifdef __aarch64__
+constexpr int64_t kBlockRows = 8;  // what 32 registers hold beside as many elements of a
+#else
 constexpr int64_t kBlockRows = kVectorBytes == 64 ? 12 : 6;  // what 32, or 16, registers hold
+#endif
 
 // How many elements b [inner, columns] takes when packed.
 template <typename T>

@@ -21,6 +21,8 @@
 #endif
 #if TF_DEFORM_VECTOR_BYTES > 16
 #include <immintrin.h>
+#elif defined(__aarch64__)  // NEON, which every such processor has
+#include <arm_neon.h>
 #endif
 
 namespace tf_deform {
@@ -62,6 +64,10 @@ inline Vector<float>::Type Widen(Halves bits, Float16Bits) {
 #elif TF_DEFORM_VECTOR_BYTES == 32
 inline Vector<float>::Type Widen(Halves bits, Float16Bits) {
   return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits));
+}
+#elif defined(__aarch64__)
+inline Vector<float>::Type Widen(Halves bits, Float16Bits) {
+  return vcvt_f32_f16(reinterpret_cast<float16x4_t>(bits));
 }
 #else
 inline Vector<float>::Type Widen(Halves bits, Float16Bits) {
@@ -158,6 +164,15 @@ inline __m512d MulAdd(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(
 inline __m256 MulAdd(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d MulAdd(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
 inline __m128 MulAdd(__m128 a, __m128 b, __m128 c) { return _mm_fmadd_ps(a, b, c); }
+#elif defined(__aarch64__)
+inline Vector<float>::Type MulAdd(Vector<float>::Type a, Vector<float>::Type b,
+                                  Vector<float>::Type c) {
+  return vfmaq_f32(c, a, b);
+}
+inline Vector<double>::Type MulAdd(Vector<double>::Type a, Vector<double>::Type b,
+                                   Vector<double>::Type c) {
+  return vfmaq_f64(c, a, b);
+}
 #else
 template <typename V>
 inline V MulAdd(V a, V b, V c) {
@@ -178,6 +193,9 @@ inline __m512d Floor(__m512d x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_N
 #elif TF_DEFORM_VECTOR_BYTES == 32
 inline __m256 Floor(__m256 x) { return _mm256_floor_ps(x); }
 inline __m256d Floor(__m256d x) { return _mm256_floor_pd(x); }
+#elif defined(__aarch64__)
+inline Vector<float>::Type Floor(Vector<float>::Type x) { return vrndmq_f32(x); }
+inline Vector<double>::Type Floor(Vector<double>::Type x) { return vrndmq_f64(x); }
 #else
 template <typename V>
 inline V Floor(V x) {
@@ -199,6 +217,9 @@ inline auto Total(V vector) {
 #if TF_DEFORM_VECTOR_BYTES == 64
 inline float Total(__m512 vector) { return _mm512_reduce_add_ps(vector); }
 inline double Total(__m512d vector) { return _mm512_reduce_add_pd(vector); }
+#elif defined(__aarch64__)
+inline float Total(Vector<float>::Type vector) { return vaddvq_f32(vector); }
+inline double Total(Vector<double>::Type vector) { return vaddvq_f64(vector); }
 #endif
 
 // totals[i] = the sum of the lanes of vectors[i], for four at once.
@@ -215,6 +236,11 @@ inline void FourTotals(__m256 a, __m256 b, __m256 c, __m256 d, float* totals) {
 inline __m256 Fold(__m512 x) { return _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1); }
 inline void FourTotals(__m512 a, __m512 b, __m512 c, __m512 d, float* totals) {
   FourTotals(Fold(a), Fold(b), Fold(c), Fold(d), totals);
+}
+#elif defined(__aarch64__)
+inline void FourTotals(Vector<float>::Type a, Vector<float>::Type b, Vector<float>::Type c,
+                       Vector<float>::Type d, float* totals) {
+  vst1q_f32(totals, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 #endif
 template <typename V, typename T>

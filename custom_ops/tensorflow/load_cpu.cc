@@ -22,6 +22,7 @@ struct Loaded {
 
 // The instruction set to use: the best that the processor has, or TF_DEFORM_INSTRUCTION_SET.
 std::string InstructionSet() {
+#if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
@@ -32,6 +33,9 @@ std::string InstructionSet() {
   if (wished == "baseline") return wished;
   if (avx512 && wished != "avx2") return "avx512";
   return avx2 ? "avx2" : "baseline";
+#else
+  return "baseline";
+#endif
 }
 
 Loaded Load() {
