@@ -180,7 +180,7 @@ def compiled(cache, monkeypatch):
         time.sleep(0.2)
         (folder / OPS).write_text(f"built {len(calls)} times")
 
-    monkeypatch.setattr(building, "_compile", compile_nothing)
+    monkeypatch.setattr(building, "run_cmake", compile_nothing)
     return calls
 
 
@@ -232,7 +232,7 @@ def test_a_build_that_fails_keeps_what_was_there(compiled, monkeypatch):
     def fail(folder, **_):
         raise subprocess.CalledProcessError(1, "cmake")
 
-    monkeypatch.setattr(building, "_compile", fail)
+    monkeypatch.setattr(building, "run_cmake", fail)
     with pytest.raises(SystemExit, match=r"The library was not built: .*cmake"):
         command.main(["build", "--force"])
     assert location.library_path().read_text() == "built 1 times"

@@ -1,6 +1,6 @@
-"""Builds the compiled library, packs it, or says what is there.
+"""Builds the compiled library, or says what is there.
 
-python -m tf_deform build [--cuda] [--force] | wheel | info
+python -m tf_deform build [--cuda] [--force] | info
 """
 
 import argparse
@@ -20,21 +20,17 @@ def main(arguments=None):
     """Runs the command that the arguments name."""
     parser = argparse.ArgumentParser(
         prog="python -m tf_deform",
-        description="Builds the compiled library, packs it, or says what is there.",
+        description="Builds the compiled library, or says what is there.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="compile the library for the installed TensorFlow")
     build.add_argument("--cuda", action="store_true", help="add kernels for NVIDIA GPUs")
     build.add_argument("--force", action="store_true", help="build also what is there and whole")
-    wheel = commands.add_parser("wheel", help="make a wheel that brings the library along")
-    wheel.add_argument("--folder", default="dist", help="where to put it (default: dist)")
     commands.add_parser("info", help="say which versions and which library are there")
     options = parser.parse_args(arguments)
     try:
         if options.command == "build":
             building.build(options.cuda, options.force)
-        elif options.command == "wheel":
-            building.make_wheel(options.folder)
         else:
             info()
     except (OSError, subprocess.CalledProcessError) as error:

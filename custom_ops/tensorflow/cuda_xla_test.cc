@@ -6,8 +6,10 @@
 #include "custom_ops/cuda/emulation/kernels.h"
 #include "xla/ffi/api/c_api.h"
 
-// TensorFlow's, which no header declares.
-extern "C" const XLA_FFI_Api* XLA_FFI_GetApi();
+// TensorFlow's, as in xla_ffi.cc.
+namespace xla::ffi {
+const XLA_FFI_Api* GetXlaFfiApi();
+}  // namespace xla::ffi
 
 namespace {
 
@@ -39,7 +41,7 @@ bool Emulate(XLA_FFI_Handler* handler) {
   arguments.name = {"emulated", 8};
   arguments.platform = {"Host", 4};
   arguments.bundle.execute = RunOnCpu;
-  return !XLA_FFI_GetApi()->XLA_FFI_Handler_Register(&arguments);
+  return !xla::ffi::GetXlaFfiApi()->XLA_FFI_Handler_Register(&arguments);
 }
 
 int Calls() { return calls; }

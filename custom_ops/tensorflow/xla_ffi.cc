@@ -12,8 +12,11 @@
 #include "custom_ops/tensorflow/xla.h"
 #include "xla/ffi/api/ffi.h"
 
-// TensorFlow's, which no header declares that could be included beside xla/ffi/api.
-extern "C" const XLA_FFI_Api* XLA_FFI_GetApi();
+// TensorFlow's, which no header declares that could be included beside xla/ffi/api. All its wheels
+// export it, while tensorflow-cpu's have no XLA_FFI_GetApi.
+namespace xla::ffi {
+const XLA_FFI_Api* GetXlaFfiApi();
+}  // namespace xla::ffi
 
 namespace tf_deform {
 namespace {
@@ -158,7 +161,7 @@ XLA_FFI_DEFINE_HANDLER(kRunOnGpu, RunOnGpu,
 
 // Tells XLA of a handler. Returns what went wrong, or "": the macro for it would drop the error.
 std::string Register(const char* platform, XLA_FFI_Handler* handler) {
-  const XLA_FFI_Api* const api = XLA_FFI_GetApi();
+  const XLA_FFI_Api* const api = ffi::GetXlaFfiApi();
   XLA_FFI_Error* const failure =
       ffi::Ffi::RegisterStaticHandler(api, kXlaTarget, platform, handler);
   if (!failure) return "";
