@@ -40,7 +40,7 @@ void ParallelFor(const Pool& pool, int64_t count, double cost, Work&& work) {
     }
     Work& work;
     std::atomic<bool> failed{false};
-    Error first;
+    Error first = {};
   };
   Loop loop{work};
   pool.run(

@@ -68,7 +68,7 @@ def make_plain(folder):
 def make_libraries(machine):
     """Builds the libraries for every TensorFlow; returns the folders that they are in."""
     made = []
-    for version in VERSIONS:
+    for version in reversed(VERSIONS):
         found = headers.fetch(version, machine, BUILDS)
         folder = BUILDS / f"library-{version}-{machine}"
         minor = version.rpartition(".")[0]
