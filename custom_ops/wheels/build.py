@@ -4,7 +4,7 @@
     make wheel     for the TensorFlow installed alone, with the library of `tf_deform build`, and so
                    for this system and newer ones; takes seconds
 
-Both write the sources' archive too. The same commit gives the same bytes.
+Both write the sources' archive too. The same commit, compiler and tools give the same wheels.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def make_libraries(machine):
         targets = ["tf_deform_ops"]
         if version == VERSIONS[-1]:  # the kernels are the same for all
             targets += [f"tf_deform_kernels_{kind}" for kind in ("baseline", "avx2", "avx512")]
-        print(f"==> Building for TensorFlow {minor} (one to three minutes)", end="", flush=True)
+        print(f"==> Building for TensorFlow {minor} (one to three minutes)", flush=True)
         start = time.monotonic()
         building.run_cmake(
             folder,
@@ -86,7 +86,7 @@ def make_libraries(machine):
             TF_ABI=1,
             TF_MINOR=minor,
         )
-        print(f": {time.monotonic() - start:.0f} s", flush=True)
+        print(f"==> Built for TensorFlow {minor}: {time.monotonic() - start:.0f} s", flush=True)
         made.append(folder)
     return made
 
