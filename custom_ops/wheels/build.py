@@ -109,7 +109,7 @@ def add_libraries(pure, folders):
         system = sysconfig.get_platform().replace("-", "_")
         _run_quietly([*wheels, "tags", "--remove", "--platform-tag", system, packed])
         (tagged,) = pathlib.Path(made).glob("*.whl")
-        return shutil.copy(tagged, pure.parent)
+        return pathlib.Path(shutil.copy(tagged, pure.parent))
 
 
 def tag(wheel):

@@ -9,7 +9,7 @@ import shutil
 from setuptools.command import build_py, sdist
 
 SOURCES = pathlib.Path(__file__).parents[1]
-ROOMS = (".", "cpu", "cuda", "tensorflow")  # that make the library
+ROOMS = (".", "cpu", "cuda", "cuda/emulation", "tensorflow")  # that CMakeLists.txt names
 SUFFIXES = (".cc", ".cmake", ".cu", ".h", ".map", ".txt")
 
 
@@ -22,7 +22,7 @@ class BuildPy(build_py.build_py):
             return
         for room in ROOMS:
             for source in sorted((SOURCES / room).iterdir()):
-                if source.suffix in SUFFIXES and "_test" not in source.stem:
+                if source.suffix in SUFFIXES:
                     target = pathlib.Path(self.build_lib, "tf_deform", "custom_ops", room)
                     target.mkdir(parents=True, exist_ok=True)
                     shutil.copy(source, target)
