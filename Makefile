@@ -25,8 +25,8 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
-	bench-exported ops sanitize fuzz fuzz-sanitized wheel serving soak bazel test-lowest goldens-addons support \
-	engines aarch64 release clean
+	bench-exported ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak bazel test-lowest \
+	goldens-addons support engines aarch64 release clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -83,8 +83,14 @@ fuzz-sanitized: $(VENV)/.has-test ## the same with AddressSanitizer and Undefine
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --parallel $(WORKERS)
 	@$(RUN) tests/fuzz/fuzz.py --sanitized build/sanitize $(ARGS)
 
-wheel: $(VENV)/.has-test ## make a wheel with the compiled library inside, for the installed TensorFlow
-	@$(RUN) -m tf_deform wheel
+wheel: $(VENV)/.has-wheel ## make a wheel with the compiled library inside, for the installed TensorFlow
+	@$(RUN) custom_ops/wheels/build.py --installed $(ARGS)
+
+wheels: $(VENV)/.has-wheels ## make the wheel for every TensorFlow, and the one without a library, in dist
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) custom_ops/wheels/build.py $(ARGS)
+
+wheels-test: ## try the wheels of dist in fresh environments with every TensorFlow (ARGS="--only 2.20")
+	@$(PYTHON) custom_ops/wheels/matrix.py $(ARGS)
 
 sanitize-cuda: ops ## run the CUDA kernels on the CPU, with AddressSanitizer and ThreadSanitizer
 	@echo "==> Building build/sanitize-cuda (a minute)"

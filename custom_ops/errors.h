@@ -35,6 +35,8 @@ Error Guarded(Work&& work) noexcept {
   try {
     work();
     return {};
+  } catch (const Error& error) {  // of a loop, see ParallelFor
+    return error;
   } catch (const std::bad_alloc&) {
     return MakeError(Error::kMemory, kNoMemory);
   } catch (const std::length_error&) {  // what containers say of sizes beyond any memory

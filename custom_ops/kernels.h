@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <exception>
 #include <type_traits>
 
 #include "custom_ops/errors.h"
@@ -28,30 +27,27 @@ struct Pool {
 };
 
 // Calls work(begin, end) for ranges that cover [0, count). What the first to fail throws is thrown
-// here when all that have begun are done; the others are left out. The cost is no integer, of which
-// products could overflow.
+// here, as an Error, when all that have begun are done; the others are left out. The cost is no
+// integer, of which products could overflow.
 template <typename Work>
 void ParallelFor(const Pool& pool, int64_t count, double cost, Work&& work) {
   if (count <= 0) return;
   struct Loop {
     void Run(int64_t begin, int64_t end) noexcept {
       if (failed) return;
-      try {
-        work(begin, end);
-      } catch (...) {
-        if (!failed.exchange(true)) first = std::current_exception();
-      }
+      const Error error = Guarded([&] { work(begin, end); });
+      if (error && !failed.exchange(true)) first = error;
     }
     Work& work;
     std::atomic<bool> failed{false};
-    std::exception_ptr first = nullptr;
+    Error first = {};
   };
   Loop loop{work};
   pool.run(
       pool.context, count, static_cast<int64_t>(std::min(cost, 1e15)),
       [](void* data, int64_t begin, int64_t end) { static_cast<Loop*>(data)->Run(begin, end); },
       &loop);
-  if (loop.first) std::rethrow_exception(loop.first);
+  if (loop.first) throw loop.first;
 }
 
 struct SampleSizes {

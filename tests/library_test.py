@@ -54,6 +54,15 @@ def truncate(path, size):
         file.truncate(size)
 
 
+def test_damage_of_a_library_for_another_tensorflow_is_no_fault(library):
+    other = library.with_name("tf_deform_ops_2.1.so")
+    other.write_bytes(b"whole")
+    location.write_record(library.parent)
+    truncate(other, 2)
+    assert location.fault_of(library) == ""
+    assert "not the file" in location.fault_of(other)
+
+
 # What may happen to a library, and what is said of it.
 KERNELS = "tf_deform_kernels_baseline.so"
 DAMAGES = {
@@ -167,6 +176,45 @@ def test_sources_that_are_edited_count_in_the_next_process(monkeypatch, tmp_path
     assert location.library_path() == before
 
 
+# What a wheel brings
+
+
+@pytest.fixture
+def packaged(cache, monkeypatch, tmp_path):
+    """Returns the path of a whole library that came with the package, beside an empty cache."""
+    path = tmp_path / "package" / OPS
+    path.parent.mkdir()
+    for name in (OPS, KERNELS):
+        path.with_name(name).write_text(f"packaged {name}")
+    monkeypatch.setattr(location, "PACKAGED", path.parent)
+    location.write_record(path.parent)
+    return path
+
+
+def test_what_the_package_came_with_is_used_until_the_user_builds(packaged):
+    assert location.library_path() == packaged
+    location.cached_path().parent.mkdir(parents=True)
+    location.cached_path().touch()
+    assert location.library_path() == location.cached_path()
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_packaged_library_of_other_sources_is_passed_over(packaged, built):
+    record = packaged.with_name("record.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "sources": "older"}))
+    if built:
+        location.cached_path().parent.mkdir(parents=True)
+        location.cached_path().touch()
+    assert location.library_path() == location.cached_path()
+    assert not location.comes_with_libraries()
+
+
+def test_without_a_home_folder_the_packaged_library_is_used(packaged, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert location.library_path() == packaged
+
+
 # Building
 
 
@@ -178,9 +226,10 @@ def compiled(cache, monkeypatch):
     def compile_nothing(folder, **definitions):
         calls.append(definitions)
         time.sleep(0.2)
-        (folder / OPS).write_text(f"built {len(calls)} times")
+        made = building.CUDA_KERNELS if "NVCC" in definitions else OPS
+        (folder / made).write_text(f"built {len(calls)} times")
 
-    monkeypatch.setattr(building, "_compile", compile_nothing)
+    monkeypatch.setattr(building, "run_cmake", compile_nothing)
     return calls
 
 
@@ -192,6 +241,38 @@ def test_what_is_whole_is_not_built_again_unless_forced(compiled, capsys):
     command.main(["build", "--force"])
     assert len(compiled) == 2
     assert location.library_path().read_text() == "built 2 times"
+    assert location.fault_of(location.library_path()) == ""
+
+
+def test_what_the_package_came_with_is_not_built(packaged, compiled, capsys):
+    command.main(["build"])
+    assert not compiled
+    assert capsys.readouterr().out == f"{packaged} is there already.\n"
+
+
+def test_cuda_kernels_are_added_to_what_the_package_came_with_and_used(
+    packaged, compiled, monkeypatch
+):
+    monkeypatch.setattr(building, "_nvcc", lambda: "nvcc")
+    command.main(["build", "--cuda"])
+    assert compiled == [{"NVCC": "nvcc"}]
+    path = location.library_path()
+    assert path == location.cached_path()
+    assert location.fault_of(path) == ""
+    found = {each.name: each.read_text() for each in path.parent.glob("*.so")}
+    assert found == {
+        OPS: f"packaged {OPS}",
+        KERNELS: f"packaged {KERNELS}",
+        building.CUDA_KERNELS: "built 1 times",
+    }
+    command.main(["build", "--cuda"])
+    assert len(compiled) == 1
+
+
+def test_a_damaged_packaged_library_is_built_in_the_cache(packaged, compiled):
+    truncate(packaged, 3)
+    command.main(["build"])
+    assert location.library_path() == location.cached_path()
     assert location.fault_of(location.library_path()) == ""
 
 
@@ -232,7 +313,7 @@ def test_a_build_that_fails_keeps_what_was_there(compiled, monkeypatch):
     def fail(folder, **_):
         raise subprocess.CalledProcessError(1, "cmake")
 
-    monkeypatch.setattr(building, "_compile", fail)
+    monkeypatch.setattr(building, "run_cmake", fail)
     with pytest.raises(SystemExit, match=r"The library was not built: .*cmake"):
         command.main(["build", "--force"])
     assert location.library_path().read_text() == "built 1 times"

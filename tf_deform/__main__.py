@@ -1,6 +1,6 @@
-"""Builds the compiled library, checks it, packs it, or says what is there.
+"""Builds the compiled library, checks it, or says what is there.
 
-python -m tf_deform build [--cuda] [--force] | check [--json] | wheel | info
+python -m tf_deform build [--cuda] [--force] | check [--json] | info
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(arguments=None):
     """Runs the command that the arguments name."""
     parser = argparse.ArgumentParser(
         prog="python -m tf_deform",
-        description="Builds the compiled library, checks it, packs it, or says what is there.",
+        description="Builds the compiled library, checks it, or says what is there.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="compile the library for the installed TensorFlow")
@@ -40,8 +40,6 @@ def main(arguments=None):
         description=CHECK,
     )
     check.add_argument("--json", action="store_true", help="print JSON in the place of a table")
-    wheel = commands.add_parser("wheel", help="make a wheel that brings the library along")
-    wheel.add_argument("--folder", default="dist", help="where to put it (default: dist)")
     commands.add_parser("info", help="say which versions and which library are there")
     options = parser.parse_args(arguments)
     try:
@@ -52,8 +50,6 @@ def main(arguments=None):
                 sys.exit(subprocess.run(anew).returncode)
         elif options.command == "check":
             sys.exit(checking.check(options.json))
-        elif options.command == "wheel":
-            building.make_wheel(options.folder)
         else:
             info()
     except (OSError, subprocess.CalledProcessError) as error:

@@ -1,4 +1,4 @@
-"""Building the compiled library, and a wheel that brings it along.
+"""Building the compiled library.
 
 Who may delete what in the cache: each library has a lock, and only who holds it may build there, or
 remove a `building-` folder of that library. A build removes all of those that nobody is at work on,
@@ -17,31 +17,35 @@ import tempfile
 import tensorflow as tf
 
 from tf_deform.compiled import location
-from tf_deform.files import replaced_file
+
+CUDA_KERNELS = "tf_deform_kernels_cuda.so"
 
 
 def build(cuda=False, force=False):
     """Builds the library with CMake, and the CUDA kernels if asked to.
 
-    What is there and whole is not built again, unless forced.
+    What is there and whole is not built again, unless forced. What is built goes to the user's
+    cache, CUDA kernels together with a copy of the library that the package came with.
     """
     nvcc = _nvcc() if cuda else None
-    path = location.library_path()
-    kernels = path.with_name("tf_deform_kernels_cuda.so")
-    wanted = [path, kernels] if cuda else [path]
+    used, path = location.library_path(), location.cached_path()
+    wanted = [used, used.with_name(CUDA_KERNELS)] if cuda else [used]
     if not force and not any(map(_fault, wanted)):
         print(f"{wanted[-1]} is there already.")
         return
     path.parents[1].mkdir(parents=True, exist_ok=True)
     with _lock_of(path.parent):
         _remove_leftovers(path.parent)
-        fault = _fault(path)  # anew: another process may have built it
-        if fault and path.exists():
+        if path.exists():  # by now: another process may have built it
+            used = path
+        fault = _fault(used)
+        if fault and used.exists():
             print(f"{fault}.")
         if fault or force:
             _build_library(path)
-        if nvcc is not None and (force or _fault(kernels)):
-            _build_cuda(kernels, nvcc)
+            used = path
+        if nvcc is not None and (force or _fault(path.with_name(CUDA_KERNELS))):
+            _build_cuda(used, path, nvcc)
 
 
 def _fault(path):
@@ -82,15 +86,13 @@ def _remove_leftovers(own):
 
 def _build_library(path):
     if not location.SOURCES.is_dir():
-        raise FileNotFoundError(
-            f"there is no {location.SOURCES}: build from a checkout, `pip install --editable .`"
-        )
+        raise FileNotFoundError(f"there is no {location.SOURCES}: install tf_deform anew")
     with _folder_for(path.parent) as folder:
         print(f"Building for TensorFlow {tf.__version__} (one to three minutes) ...", flush=True)
         flags = dict(
             each[2:].split("=") for each in tf.sysconfig.get_compile_flags() if "=" in each
         )
-        _compile(
+        run_cmake(
             pathlib.Path(folder),
             TF_INCLUDE=tf.sysconfig.get_include(),
             TF_LIBRARY=tf.sysconfig.get_lib(),
@@ -105,15 +107,17 @@ def _build_library(path):
     print(f"Built {path}")
 
 
-def _build_cuda(path, nvcc):
-    library = path.parent
-    with _folder_for(library) as folder:
+def _build_cuda(used, path, nvcc):
+    with _folder_for(path.parent) as folder:
         print(f"Building CUDA kernels with {nvcc} (three to ten minutes) ...", flush=True)
-        _compile(pathlib.Path(folder), NVCC=nvcc)
-        made = pathlib.Path(shutil.copytree(library, pathlib.Path(folder, "made")))
-        shutil.move(pathlib.Path(folder, path.name), made / path.name)
-        _publish(made, library)
-    print(f"Built {path}")
+        run_cmake(pathlib.Path(folder), NVCC=nvcc)
+        made = pathlib.Path(folder, "made")
+        made.mkdir()
+        for library in (used, *used.parent.glob("tf_deform_kernels_*.so")):
+            shutil.copy(library, made)
+        shutil.move(pathlib.Path(folder, CUDA_KERNELS), made / CUDA_KERNELS)
+        _publish(made, path.parent)
+    print(f"Built {path.with_name(CUDA_KERNELS)}")
 
 
 def _publish(made, library):
@@ -136,34 +140,13 @@ def _nvcc():
     )
 
 
-def make_wheel(folder):
-    """Makes a wheel of the package with the library for this TensorFlow inside, in the folder."""
-    build()
-    checkout, wheels = location.SOURCES.parent, [sys.executable, "-m", "wheel"]
-    shutil.rmtree(checkout / "build" / "lib", ignore_errors=True)  # else it holds deleted files
-    with tempfile.TemporaryDirectory() as made:
-        pip = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", made]
-        subprocess.run([*pip, checkout], check=True)
-        (plain,) = pathlib.Path(made).glob("*.whl")
-        subprocess.run([*wheels, "unpack", "--dest", made, plain], check=True)
-        plain.unlink()
-        (unpacked,) = pathlib.Path(made).glob("tf_deform-*")
-        shutil.copytree(
-            location.library_path().parent, unpacked / "tf_deform" / location.PACKAGED.name
-        )
-        subprocess.run([*wheels, "pack", "--dest-dir", made, unpacked], check=True)
-        (packed,) = pathlib.Path(made).glob("*.whl")
-        tag = sysconfig.get_platform().replace("-", "_")
-        subprocess.run([*wheels, "tags", "--remove", "--platform-tag", tag, packed], check=True)
-        (tagged,) = pathlib.Path(made).glob("*.whl")
-        target = pathlib.Path(folder, tagged.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(target) as partial:
-            shutil.copy(tagged, partial)
-        print(f"Made {target}")
+def run_cmake(folder, *targets, **definitions):
+    """Configures the sources in the folder by the definitions, and builds the targets, or all.
 
-
-def _compile(folder, **definitions):
+    Raises:
+        FileNotFoundError: there is no CMake.
+        subprocess.CalledProcessError: it fails.
+    """
     cmake, ninja = _tool("cmake"), _tool("ninja")
     if cmake is None:
         raise FileNotFoundError("CMake is missing: pip install cmake ninja")
@@ -173,7 +156,8 @@ def _compile(folder, **definitions):
     configure += [f"-D{name}={value}" for name, value in definitions.items()]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count()))
-    subprocess.run([cmake, "--build", str(folder), "--parallel", jobs], check=True)
+    build = [cmake, "--build", str(folder), "--parallel", jobs]
+    subprocess.run([*build, "--target", *targets] if targets else build, check=True)
 
 
 def _tool(name):

@@ -11,7 +11,8 @@ from tf_deform.compiled import gradients, location
 class Loaded(NamedTuple):
     """The module of the library's ops, or None and why there is none.
 
-    `broken` tells one that is there but cannot be used from one that was never built.
+    `broken` tells one that is there but cannot be used, or that the package should have, from one
+    that was never built.
     """
 
     library: Any = None
@@ -29,7 +30,8 @@ def load():
             built = f" (there are some for TensorFlow {others})" if others else ""
             return Loaded(
                 reason=f"no library for TensorFlow {tf.__version__} and these sources is "
-                f"built{built}: run python -m tf_deform build"
+                f"built{built}: run python -m tf_deform build",
+                broken=location.comes_with_libraries(),  # whose users expect one to run
             )
         if fault := location.fault_of(path):
             return Loaded(reason=f"{fault}: {_remedy(path)}", broken=True)

@@ -1,9 +1,10 @@
 """Where the compiled library is, and whether it is the one that was built, whole.
 
-Beside the library lies a record of the size and SHA-256 of each of its files. Nothing is loaded
-that does not fit it: a truncated library would end the process at its first op.
+Beside the library lies a record of the size and SHA-256 of each of its files, and of the sources.
+Nothing is loaded that does not fit it: a truncated library would end the process at its first op.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -13,10 +14,14 @@ import threading
 
 import tensorflow as tf
 
-SOURCES = pathlib.Path(__file__).parents[2] / "custom_ops"
+PACKAGE = pathlib.Path(__file__).parents[1]
+SOURCES = PACKAGE / "custom_ops"  # where pip puts them
+if not SOURCES.is_dir():
+    SOURCES = PACKAGE.parent / "custom_ops"  # in a checkout
 ROOMS = ("*", "cpu/*", "cuda/*", "tensorflow/*")  # of the sources that make the library
-PACKAGED = pathlib.Path(__file__).parents[1] / "library"  # in a wheel that holds the library
+PACKAGED = PACKAGE / "library"  # in a wheel that holds the library
 RECORD = "record.json"
+OF_SOURCES = "sources"  # what they are called in the record
 
 
 def once(function):
@@ -37,17 +42,47 @@ def once(function):
 def library_path():
     """Returns where the library for this TensorFlow and these sources is, or would be built.
 
-    That is in the package if it came with one. What is built is kept in the user's cache: the
-    package's folder may be read-only, and environments with different versions of TensorFlow may
-    share it through a checkout. Sources that are edited later count in the next process.
+    What the user built is preferred to what the package came with: it may have CUDA kernels. What
+    the package's folder holds of other sources is passed over. Sources that are edited later count
+    in the next process.
 
     Raises:
         OSError: there is no home folder to keep a cache in, or the sources cannot be read.
     """
-    name = f"tf_deform_ops_{minor()}.so"
-    if (PACKAGED / name).exists():
-        return PACKAGED / name
-    return _cache() / f"tensorflow-{tf.__version__}-{_digest_of_sources()}" / name
+    packaged = PACKAGED / _name()
+    if not (packaged.exists() and comes_with_libraries()):
+        return cached_path()
+    with contextlib.suppress(OSError):  # without a cache that can be read, what is packaged does
+        if cached_path().exists():
+            return cached_path()
+    return packaged
+
+
+def cached_path():
+    """Returns where a library that the user builds is kept: in the user's cache.
+
+    The package's folder may be read-only, and environments with different versions of TensorFlow
+    may share it through a checkout.
+
+    Raises:
+        OSError: as `library_path`.
+    """
+    return _cache() / f"tensorflow-{tf.__version__}-{_digest_of_sources()}" / _name()
+
+
+def comes_with_libraries():
+    """Returns whether the package holds libraries, for whatever TensorFlow, of its own sources."""
+    try:
+        record = json.loads((PACKAGED / RECORD).read_text())
+        return record[OF_SOURCES] == _digest_of_sources()
+    except FileNotFoundError:
+        return False
+    except (ValueError, TypeError, KeyError):
+        return SOURCES.parent == PACKAGE  # damaged, which `fault_of` will say
+
+
+def _name():
+    return f"tf_deform_ops_{minor()}.so"
 
 
 def built_for():
@@ -73,6 +108,7 @@ def minor():
 def write_record(folder):
     """Writes the record of the libraries in a folder, which nothing may change from then on."""
     record = {path.name: _fingerprint(path) for path in sorted(folder.glob("*.so"))}
+    record[OF_SOURCES] = _digest_of_sources()
     (folder / RECORD).write_text(json.dumps(record, indent=1))
 
 
@@ -87,6 +123,9 @@ def fault_of(path):
         if path.name not in record:
             return f"the record beside {path} does not name it"
         for name, expected in record.items():
+            for_another_tensorflow = name.startswith("tf_deform_ops_") and name != path.name
+            if name == OF_SOURCES or for_another_tensorflow:
+                continue
             found = _fingerprint(path.with_name(name))
             if found != expected:
                 return (
