@@ -28,6 +28,9 @@ class Guided(keras.layers.Layer):
     def call(self, features, guide):
         return self.convolution(features, guide=guide)
 
+    def compute_output_shape(self, features_shape, guide_shape):
+        return self.convolution.compute_output_shape(features_shape, guide_shape=guide_shape)
+
 
 def separable(**options):
     """Returns what a separable convolution becomes: two layers, the first of them deformable."""

@@ -143,14 +143,16 @@ def _visited(table, bins, index, start, join):
     columns = visits[1].most
 
     def sample_at(places, kept):
-        y, x = points_in(bins, places)
+        axes = zip(kept, points_in(bins, places), strict=True)
         # The point is moved, not the place: a step of 0 would leave it inside.
-        points = [_by_bin(tf.where(kept, axis, _OUTSIDE)) for axis in (y, x)]
+        points = [_by_bin(tf.where(keep, axis, _OUTSIDE)) for keep, axis in axes]
         samples = _sum_in_bins(table, points, index, rule="roi")
         if start == 0:
             return samples
-        kept = _by_bin(tf.logical_and(kept, tf.ones_like(y, tf.bool)))  # [rois, bins, 1, 1]
-        return tf.where(tf.squeeze(kept, -1), samples, tf.constant(start, samples.dtype))
+        # By numbers: LiteRT has no logical operator of five axes.
+        y, x = (tf.cast(keep, samples.dtype) for keep in kept)
+        whole = _by_bin(y * x + tf.zeros_like(points_in(bins, places)[0], samples.dtype))
+        return tf.where(whole[..., 0] > 0, samples, tf.constant(start, samples.dtype))
 
     def join_sample(number, joined):
         places, kept = [], []
@@ -159,10 +161,10 @@ def _visited(table, bins, index, start, join):
             nth = visit.first + tf.cast(turn, visit.first.dtype)
             places.append((nth + 0.5) / tf.maximum(visit.count, 1))
             kept.append(nth <= visit.last)
-        return number + 1, join(joined, sample_at(places, kept[0] & kept[1]))
+        return number + 1, join(joined, sample_at(places, kept))
 
     # They depend on all inputs, whose gradients exist even if no sample is visited.
-    nowhere = sample_at([tf.zeros([], bins.y[0].dtype)] * 2, tf.constant(False))
+    nowhere = sample_at([tf.zeros([], bins.y[0].dtype)] * 2, [False, False])
     _, joined = tf.while_loop(
         lambda number, _: number < visits[0].most * columns,
         join_sample,
