@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -144,7 +145,7 @@ def try_row(row, wheel):
         _expect(f"XLA: {'yes' if minor >= FIRST_WITH_XLA else 'no'}" in info, info)
         if "check" in environment.run("-m", "tf_deform", "--help"):
             environment.run("-m", "tf_deform", "check")
-        environment.install("pytest", "hypothesis")
+        environment.install("pytest", "pytest-xdist", "hypothesis")
         for name in TESTS:
             shutil.copy(ROOT / "tests" / name, folder)
         tests = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS[0])
@@ -168,4 +169,5 @@ def _python(version):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))  # cleaning up first
     main()
