@@ -23,7 +23,7 @@ PYTHON = Path(__file__).parents[1] / ".venv-addons" / "bin" / "python"
 def is_there():
     """Returns whether the environment of TensorFlow Addons is made, and says so if not."""
     if not PYTHON.exists():
-        print("\nTensorFlow Addons is not there: left out (`make goldens-addons` installs it)")
+        print("\nTensorFlow Addons is not there: left out")
     return PYTHON.exists()
 
 
@@ -59,13 +59,11 @@ def resampler(shape):
 
 
 def correlation(case):
-    """Returns (function, arguments) for maps [batch, height, width, channels] and options."""
+    """Returns (function, arguments) for a case of correlation.py."""
     from tensorflow_addons.layers import CorrelationCost
 
-    *shape, reach, stride, data_format = case
-    if data_format == "channels_first":
-        shape = [shape[0], shape[3], *shape[1:3]]
-    layer = CorrelationCost(1, reach, 1, stride, reach, data_format)
+    *shape, reach, stride = case
+    layer = CorrelationCost(1, reach, 1, stride, reach, "channels_last")
     maps = [tf.random.stateless_normal(shape, [1, seed]) for seed in (1, 2)]
     return lambda first, second: layer([first, second]), maps
 

@@ -156,6 +156,23 @@ def test_values_and_gradients_are_the_same_under_xla_and_with_free_sizes(form, r
         assert not np.any(found[0])
 
 
+@EACH
+def test_levels_without_pixels_or_channels_are_traced_with_known_sizes(form, rng):
+    """TensorFlow's own pooling refuses to pool no pixels, and to differentiate no channels."""
+    *maps, flow = map(tf.constant, arguments_of(rng))
+
+    @tf.function
+    def derived(*arguments):
+        costs = form(*arguments, radius=1, num_levels=5)
+        return costs, *tf.gradients(costs, arguments)
+
+    costs, *found = derived(*maps, flow)
+    assert not np.any(costs[..., -18:])
+    assert all(np.any(each) for each in found)
+    costs, *_ = derived(*[each[..., :0] for each in maps], flow)
+    assert not np.any(costs)
+
+
 def model_of(form):
     maps = keras.Input((None, None, CHANNELS)), keras.Input((None, None, CHANNELS))
     flow = keras.Input((None, None, 2))
