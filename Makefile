@@ -25,8 +25,8 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
-	bench-exported ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak bazel test-lowest \
-	goldens-addons support engines aarch64 release clean
+	bench-correlation bench-exported ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak \
+	bazel test-lowest goldens-addons support engines aarch64 release clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -126,6 +126,10 @@ bench: ops $(VENV)/.has-torchvision ## time the operators beside their peers
 bench-exported: ops $(VENV)/.has-engines ## time exported models in onnxruntime, OpenVINO and LiteRT
 	@echo "==> Running benchmarks/exported.py $(ARGS)"
 	@$(RUN) benchmarks/exported.py $(ARGS)
+
+bench-correlation: $(VENV)/.has-test $(VENV_ADDONS)/.has-addons ## time the correlation beside TensorFlow Addons'
+	@echo "==> Running benchmarks/correlation.py $(ARGS)"
+	@$(RUN) benchmarks/correlation.py $(ARGS)
 
 support: ops ## measure what each layer does in each engine, write docs/support.md (ARGS="--columns onnx")
 	@$(RUN) benchmarks/support $(ARGS)

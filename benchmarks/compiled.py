@@ -33,6 +33,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import addons_peer
 import numpy as np
 import portable as common
 import tensorflow as tf
@@ -60,7 +61,6 @@ PARTS = (
     "scaling",
     "memory",
 )
-ADDONS = Path(__file__).parents[1] / ".venv-addons" / "bin" / "python"
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 
 
@@ -168,22 +168,12 @@ def time_transformers(rounds, kept):
 
 
 def time_resamplers(rounds, kept):
-    if not ADDONS.exists():
-        print("\nTensorFlow Addons is not there: left out")
+    if not addons_peer.is_there():
         return None
     print("\nResampler at random positions, time over TensorFlow Addons'")
     shapes = common.TRANSFORMERS[kept]
-    script = Path(__file__).with_name("addons_peer.py")
-    command = [ADDONS, script, str(common.THREADS), json.dumps(shapes)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     ratios = []
-    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as peer:
-
-        def ask(index, each):
-            peer.stdin.write(f"{index} {each}\n")
-            if not peer.stdout.readline():
-                raise RuntimeError(f"{script} ended: run it by hand to see why")
-
+    with addons_peer.serving(common.THREADS, "resampler", shapes) as ask:
         for index, (batch, height, width, channels) in enumerate(shapes):
             data = tf.random.stateless_normal([batch, height, width, channels], [1, 1])
             warp = tf.random.stateless_uniform([batch, height * width, 2], [1, 2])
@@ -191,7 +181,6 @@ def time_resamplers(rounds, kept):
             ours = common.compiled_calls(tfd.addons.resampler, [data, warp], False)
             theirs = {each: functools.partial(ask, index, each) for each in ours}
             ratios.append(ratios_of(ours, theirs, rounds))
-        peer.stdin.close()
     common.report(shapes, ratios, ["compiled"])
     verdict("resampler", [each["compiled"] for ratio in ratios for each in ratio.values()])
     return dict(zip(map(str, shapes), ratios, strict=True))

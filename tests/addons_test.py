@@ -433,10 +433,15 @@ BAD = {
         IMAGES[:, :1],
         z(2, 4, 2),
     ),
-    r"query_points must have shape \[batch, n, 2\], received \[2, 2\]": (
+    r"query_points must have shape \[batch or 1, n, 2\], received \[2, 2\]": (
         addons.interpolate_bilinear,
         IMAGES,
         z(2, 2),
+    ),
+    r"query_points must be one, or one for every image, that is 2, received 3": (
+        addons.interpolate_bilinear,
+        IMAGES,
+        z(3, 4, 2),
     ),
     r"image must be at least 2 pixels high and wide, received \(2, 5, 1, 3\)": (
         addons.dense_image_warp,
@@ -618,6 +623,11 @@ AT_RUN_TIME = {
         addons.interpolate_bilinear,
         (IMAGES, z(2, 4, 2)),
         (IMAGES[:, :1], z(2, 4, 2)),
+    ),
+    r"query_points must be one, or one for every image, that is\] \[2\] \[received\] \[3\]": (
+        addons.interpolate_bilinear,
+        (IMAGES, z(1, 4, 2)),
+        (IMAGES, z(3, 4, 2)),
     ),
     r"flow must have shape": (
         addons.dense_image_warp,

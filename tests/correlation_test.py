@@ -1,5 +1,6 @@
 """The correlation of two maps against a loop, its derivatives, and its memory."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -65,6 +66,9 @@ def test_values_and_gradients_are_the_same_under_xla_and_with_free_sizes(options
             assert relative_error(one, other) < TOLERANCE["float64"]
     for one, other in zip(traced(*[each[:0] for each in maps]), expected, strict=True):
         assert one.shape == (0, *other.shape[1:])
+    costs, *_ = traced(*[each[..., :0] for each in maps])
+    assert costs.shape == expected[0].shape
+    assert not np.any(costs)  # sums of nothing
 
 
 def test_no_window_is_kept_for_the_gradient():
@@ -106,3 +110,8 @@ def test_bad_input_is_named_with_what_was_expected_and_received(rng):
         layer([first] * 3)
     with pytest.raises(ValueError, match="inputs must be a list of two tensors, received one"):
         layer(first)
+    layer = tfd.addons.CorrelationCost(3, 3, 1, 1, 0, "channels_last")
+    with pytest.raises(
+        ValueError, match=r"inputs\[0\] must be at least 9 pixels .*\[2, 7, \?, 3\]"
+    ):
+        layer.compute_output_shape([(2, 7, None, 3)] * 2)

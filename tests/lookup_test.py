@@ -14,7 +14,7 @@ BATCH, HEIGHT, WIDTH, CHANNELS = 2, 5, 7, 3
 OPTIONS = {
     "one level": {"radius": 2},
     "no neighbours": {"radius": 0, "num_levels": 2},
-    "a level without pixels": {"radius": 1, "num_levels": 4},
+    "levels without pixels": {"radius": 1, "num_levels": 5},
 }
 EVERY = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -135,7 +135,7 @@ def test_values_and_gradients_are_the_same_under_xla_and_with_free_sizes(form, r
     def derived(*arguments):
         with tf.GradientTape() as tape:
             tape.watch(arguments)
-            costs = form(*arguments, radius=1)
+            costs = form(*arguments, radius=1, num_levels=2)
         return costs, *tape.gradient(costs, arguments, output_gradients=costs)
 
     arguments = [tf.constant(each) for each in arguments_of(rng)]
@@ -145,12 +145,32 @@ def test_values_and_gradients_are_the_same_under_xla_and_with_free_sizes(form, r
     for actual in (traced(*arguments), tf.function(derived, jit_compile=True)(*arguments)):
         for one, other in zip(actual, expected, strict=True):
             assert relative_error(one, other) < TOLERANCE["float64"]
+    *maps, flow = arguments
     for empty in (
         [each[:0] for each in arguments],
         [each[:, :0] for each in arguments],
+        [*[each[..., :0] for each in maps], flow],
     ):
         found = traced(*empty)
-        assert [each.shape for each in found] == [(*empty[0].shape[:3], 9), *map(np.shape, empty)]
+        assert [each.shape for each in found] == [(*empty[0].shape[:3], 18), *map(np.shape, empty)]
+        assert not np.any(found[0])
+
+
+@EACH
+def test_levels_without_pixels_or_channels_are_traced_with_known_sizes(form, rng):
+    """TensorFlow's own pooling refuses to pool no pixels, and to differentiate no channels."""
+    *maps, flow = map(tf.constant, arguments_of(rng))
+
+    @tf.function
+    def derived(*arguments):
+        costs = form(*arguments, radius=1, num_levels=5)
+        return costs, *tf.gradients(costs, arguments)
+
+    costs, *found = derived(*maps, flow)
+    assert not np.any(costs[..., -18:])
+    assert all(np.any(each) for each in found)
+    costs, *_ = derived(*[each[..., :0] for each in maps], flow)
+    assert not np.any(costs)
 
 
 def model_of(form):

@@ -138,6 +138,8 @@ def interpolate_bilinear():
     for dtype in ("float32", "float16"):
         points = positions((BATCH, 5), HEIGHT, WIDTH).astype("float32")
         record(dtype, "interpolate_bilinear", images_of(dtype=dtype), points)
+    images, points = weights_of(IMAGES) / 8, whole_positions(HEIGHT, WIDTH) + 0.2
+    record("one set for all", "interpolate_bilinear", images, points, differentiate=True)
 
 
 def dense_image_warp():

@@ -67,6 +67,18 @@ def to_rank(rank, images):
     return tf.squeeze(images, {2: [0, 3], 3: [0]}[rank]) if rank < 4 else images
 
 
+def one_or_every(name, values, batch):
+    """Returns values, checked to be one, or one for every image."""
+    received, text = validation.sizes(values)[0], f"{name} must be one, or one for every image"
+    if not validation.is_static(received, batch):
+        fits = (received == 1) | (received == batch)
+        text += ", that is"
+        return validation.satisfying(values, fits, text, batch, ", received", received)
+    if received not in (1, batch):
+        raise ValueError(f"{text}, that is {batch}, received {received}")
+    return values
+
+
 def same_dtype(*tensors):
     """Returns the tensors in float32, or float64 if any of them is, and that dtype."""
     dtype = tf.float64 if tf.float64 in [each.dtype for each in tensors] else tf.float32

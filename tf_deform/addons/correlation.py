@@ -99,9 +99,14 @@ class CorrelationCost(Layer):
         validation.check_shape("inputs[1]", second, first, f"{meaning} as inputs[0]")
         last = self.data_format == "channels_last"
         edge = self.pad - self.max_displacement - self.kernel_size // 2
+        space = first[1:3] if last else first[2:]
+        if any(size is not None and size + 2 * edge < 1 for size in space):
+            raise ValueError(
+                f"inputs[0] must be at least {1 - 2 * edge} pixels high and wide, padding counted, "
+                f"received {validation.shown(first)}"
+            )
         space = [
-            None if size is None else (size + 2 * edge - 1) // self.stride_1 + 1
-            for size in (first[1:3] if last else first[2:])
+            None if size is None else (size + 2 * edge - 1) // self.stride_1 + 1 for size in space
         ]
         channels = (2 * (self.max_displacement // self.stride_2) + 1) ** 2
         return (first[0], *space, channels) if last else (first[0], channels, *space)

@@ -7,7 +7,7 @@ from typing import get_args
 
 import tensorflow as tf
 
-from tf_deform.addons.arguments import positions, to_rank, to_rank_4, traceable
+from tf_deform.addons.arguments import one_or_every, positions, to_rank, to_rank_4, traceable
 from tf_deform.addons.matrices import (
     angles_to_projective_transforms,
     translations_to_projective_transforms,
@@ -72,7 +72,7 @@ def transform(
         transforms = validation.shaped(
             "transforms", transforms, [None, 8], "[8] or [batch or 1, 8]"
         )
-        transforms = _one_or_every("transforms", transforms, batch)
+        transforms = one_or_every("transforms", transforms, batch)
         size = space if output_shape is None else _output_size(output_shape)
         if not (tf.is_tensor(fill_value) or validation.is_real(fill_value)):
             raise ValueError(f"fill_value must be a number, received {fill_value!r}")
@@ -121,7 +121,7 @@ def translate(
     with tf.name_scope(name or "translate"):
         images, rank = to_rank_4("images", _numbers("images", images))
         transforms = translations_to_projective_transforms(translations)
-        transforms = _one_or_every("translations", transforms, validation.sizes(images)[0])
+        transforms = one_or_every("translations", transforms, validation.sizes(images)[0])
         moved = transform(images, transforms, interpolation, fill_mode, fill_value=fill_value)
         return to_rank(rank, moved)
 
@@ -166,7 +166,7 @@ def rotate(
         images, rank = to_rank_4("images", _numbers("images", images))
         batch, height, width, _ = validation.sizes(images)
         transforms = angles_to_projective_transforms(angles, height, width)
-        transforms = _one_or_every("angles", transforms, batch)
+        transforms = one_or_every("angles", transforms, batch)
         turned = transform(images, transforms, interpolation, fill_mode, fill_value=fill_value)
         return to_rank(rank, turned)
 
@@ -296,18 +296,6 @@ def _replacement(replace, image):
     if received not in (1, channels):
         raise ValueError(f"{text} = [{channels}], received [{received}]")
     return replace
-
-
-def _one_or_every(name, values, batch):
-    """Returns values, checked to be one, or one for every image."""
-    received, text = validation.sizes(values)[0], f"{name} must be one, or one for every image"
-    if not validation.is_static(received, batch):
-        fits = (received == 1) | (received == batch)
-        text += ", that is"
-        return validation.satisfying(values, fits, text, batch, ", received", received)
-    if received not in (1, batch):
-        raise ValueError(f"{text}, that is {batch}, received {received}")
-    return values
 
 
 def _output_size(output_shape):

@@ -8,7 +8,14 @@ from typing import get_args
 import numpy as np
 import tensorflow as tf
 
-from tf_deform.addons.arguments import of_rank, same_dtype, to_rank, to_rank_4, traceable
+from tf_deform.addons.arguments import (
+    of_rank,
+    one_or_every,
+    same_dtype,
+    to_rank,
+    to_rank_4,
+    traceable,
+)
 from tf_deform.annotations import Indexing, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.displacement import warped
@@ -62,7 +69,8 @@ def interpolate_bilinear(
 
     Args:
         grid: `[batch, height, width, channels]`, floating-point, at least 2 pixels high and wide.
-        query_points: `[batch, n, 2]` in pixels. Use float32 or float64.
+        query_points: `[batch or 1, n, 2]` in pixels, one set for all grids or one for each. Use
+            float32 or float64.
         indexing: "ij" if the points are (y, x), "xy" if they are (x, y).
         name: of the operations' name scope; None: the function's own.
 
@@ -86,11 +94,14 @@ def interpolate_bilinear(
         grid = _images("grid", grid, least=2)
         points = validation.shaped(
             "query_points",
-            of_rank("query_points", query_points, 3, "[batch, n, 2]"),
-            [validation.sizes(grid)[0], None, 2],
-            "[batch, n, 2]",
+            of_rank("query_points", query_points, 3, "[batch or 1, n, 2]"),
+            [None, None, 2],
+            "[batch or 1, n, 2]",
         )
         points = tf.ensure_shape(points, [None, None, 2])
+        batch = validation.sizes(grid)[0]
+        points = one_or_every("query_points", points, batch)
+        points = tf.broadcast_to(points, [batch, validation.sizes(points)[1], 2])
         points = tf.reverse(points, axis=[-1]) if indexing == "xy" else points
         return sample(grid, points, padding_mode="border")
 

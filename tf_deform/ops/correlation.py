@@ -133,17 +133,19 @@ class _Windows(NamedTuple):
     def _costs(self, first, second):
         first = self._inner(first)
         sizes = validation.sizes(first)
+        count = channel_count(first)
 
         def cost(y, x):
-            return tf.reduce_mean(first * tf.slice(second, [0, y, x, 0], sizes), axis=-1)
+            products = first * tf.slice(second, [0, y, x, 0], sizes)
+            return tf.reduce_sum(products, axis=-1) / count
 
         return stacked(self.offsets, cost, sizes[:3], first.dtype)
 
     def _gradients(self, first, second, upstream):
         inner, outer = self._inner(first), validation.sizes(second)
         sizes = validation.sizes(inner)
-        count = tf.cast(sizes[-1], first.dtype)
-        upstream = tf.transpose(upstream / count, [3, 0, 1, 2])  # displacements first
+        upstream = upstream / channel_count(first)
+        upstream = tf.transpose(upstream, [3, 0, 1, 2])  # displacements first
         far = 2 * self.margin
         around = _frame(inner, far)
 
@@ -163,6 +165,11 @@ class _Windows(NamedTuple):
         """Returns the map without the margin, where the patches are."""
         _, height, width, _ = validation.sizes(first)
         return first[:, self.margin : height - self.margin, self.margin : width - self.margin]
+
+
+def channel_count(maps):
+    """Returns the number of channels as a divisor: 1 where there are none, whose sum is 0."""
+    return tf.cast(tf.maximum(validation.sizes(maps)[-1], 1), maps.dtype)
 
 
 def stacked(moves, cost, sizes, dtype):

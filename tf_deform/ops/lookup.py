@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_deform import compiled
 from tf_deform.annotations import Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.correlation import pair, stacked, summed
+from tf_deform.ops.correlation import channel_count, pair, stacked, summed
 from tf_deform.ops.displacement import float32_or_wider
 from tf_deform.ops.sampling import sample_axes
 from tf_deform.ops.symbolic import operator
@@ -210,11 +210,18 @@ def _levels(first, second, num_levels):
     """
     validation.at_least(1, num_levels=num_levels)
     first, second = map(float32_or_wider, pair(first, second))
-    channels = tf.cast(validation.sizes(first)[-1], first.dtype)
     levels = [second]
     for _ in range(num_levels - 1):
-        levels.append(tf.nn.avg_pool2d(levels[-1], 2, 2, "VALID"))
-    return first / tf.sqrt(tf.maximum(channels, 1)), levels
+        levels.append(_halved(levels[-1]))
+    return first / tf.sqrt(channel_count(first)), levels
+
+
+def _halved(maps):
+    """Returns the maps averaged over two by two pixels; `avg_pool2d` refuses those without any."""
+    _, height, width, _ = validation.sizes(maps)
+    maps = maps[:, : height // 2 * 2, : width // 2 * 2]
+    maps = (maps[:, ::2] + maps[:, 1::2]) / 2
+    return (maps[:, :, ::2] + maps[:, :, 1::2]) / 2
 
 
 def _volumes(pyramid):
