@@ -15,12 +15,17 @@ def convolution(**options):
     return Case("DeformableConv2D", lambda: {"kernel_size": 3, **options}, (FEATURES,), IMAGES)
 
 
+@keras.saving.register_keras_serializable("tests")
 class Guided(keras.layers.Layer):
     """A DeformableConv2D that is called on features and their guide."""
 
-    def __init__(self, **options):
-        super().__init__(autocast=False)
-        self.convolution = tfd.layers.DeformableConv2D(**options)
+    def __init__(self, filters, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.filters = filters
+        self.convolution = tfd.layers.DeformableConv2D(filters, 3, modulated=True)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
 
     def build(self, features_shape, guide_shape):
         self.convolution.build(features_shape, guide_shape=guide_shape)
@@ -50,7 +55,7 @@ VARIANTS = {
     "DeformableConv2D, depthwise": convolution(filters=8, groups=4, padding="same"),
     "DeformableConv2D, guide": Case(
         Guided,
-        lambda: {"filters": 3, "kernel_size": 3, "modulated": True},
+        lambda: {"filters": 3},
         (FEATURES, (2, 9, 7, 2)),
         (*IMAGES, (None, None, None, 2)),
     ),
