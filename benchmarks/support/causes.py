@@ -57,6 +57,12 @@ KNOWN: list[tuple[str, str, str]] = [
         "SavedModel.",
     ),
     (
+        "float16",
+        "other values of 'spatial_transformer'",
+        "In float16 the weights of a localisation network move places by parts of a pixel, more in "
+        "large images: `tfd.export_litert` says so, and writes the file with `check=False`.",
+    ),
+    (
         _ALL,
         "ended by SIG",
         "The engine ends the process.",
