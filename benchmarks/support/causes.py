@@ -63,6 +63,11 @@ KNOWN: list[tuple[str, str, str]] = [
         "large images: `tfd.export_litert` says so, and writes the file with `check=False`.",
     ),
     (
+        "dynamic",
+        "batch_size != 0",
+        "LiteRT's own convolution with weights in 8 bits refuses an empty batch.",
+    ),
+    (
         _ALL,
         "ended by SIG",
         "The engine ends the process.",
