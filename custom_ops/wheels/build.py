@@ -59,8 +59,14 @@ def main():
 def make_plain(folder):
     """Makes the sources' archive and from it the wheel without libraries; returns their paths."""
     print("==> Making the archive of the sources, and the wheel without libraries", flush=True)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
-    _run_quietly(command)
+    with tempfile.TemporaryDirectory() as copied:  # setuptools writes there, at once with others
+        copy = pathlib.Path(copied)
+        for name in ("tf_deform", "custom_ops"):
+            ignored = shutil.ignore_patterns("__pycache__", location.PACKAGED.name)
+            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, copy)
+        _run_quietly([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, copy])
     (archive,), (pure,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return archive, pure
 
