@@ -53,7 +53,7 @@ pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=
 	@$(RUN) examples/pictures.py $(ARGS)
 
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
-	@echo "==> Running the tests in $(WORKERS) processes (ten minutes on two cores)"
+	@echo "==> Running the tests in $(WORKERS) processes (some twenty minutes on two cores)"
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: ## check format, lint and types, build the library, run the tests and 1,000 hostile calls

@@ -70,16 +70,10 @@ def runners(shape, rois, output_size, samples, scale, clockwise):
         lambda *each: tfd.ops.roi_align_rotated(*each, output_size, **options), autograph=False
     )
     first = np.ascontiguousarray(np.moveaxis(features, -1, 1))
-    node = opset15.roi_align_rotated(
-        *(opset15.parameter(each.shape, each.dtype) for each in (first, boxes, index)),
-        *output_size,
-        samples,
-        scale,
-        clockwise,
-    )
-    inputs = [each.get_node() for each in (n.get_source_output() for n in node.inputs())]
+    given = [opset15.parameter(each.shape, each.dtype) for each in (first, boxes, index)]
+    node = opset15.roi_align_rotated(*given, *output_size, samples, scale, clockwise)
     model = ov.Core().compile_model(
-        ov.Model([node], inputs),
+        ov.Model([node], given),
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS},
     )

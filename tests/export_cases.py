@@ -39,7 +39,7 @@ class Guided(keras.layers.Layer):
 
 def separable(**options):
     """Returns what a separable convolution becomes: two layers, the first of them deformable."""
-    images = keras.Input((None, None, 4))
+    images = keras.Input((None, None, 4), dtype=keras.config.dtype_policy().variable_dtype)
     outputs = keras.layers.SeparableConv2D(kernel_size=3, name="both", **options)(images)
     return tfd.deformable(keras.Model(images, outputs), "both", verbose=False)
 

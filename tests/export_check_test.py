@@ -167,6 +167,22 @@ def inputs_for(*specs):
     return [tuple(feeds.values()) for feeds, _ in samples(specs)]
 
 
+def test_smooth_images_are_of_the_same_sizes_and_deviation_and_neighbours_are_alike():
+    specs = [tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None, None, 7])]
+    specs = [tf.TensorSpec(each.shape, each.dtype, f"input_{i}") for i, each in enumerate(specs)]
+    noise, smooth = ([*samples(specs, smooth=wanted)] for wanted in (False, True))
+    assert len(noise) == len(smooth)
+    for (rough, _), (even, _) in zip(noise, smooth, strict=True):
+        assert all(rough[name].shape == even[name].shape for name in rough)
+        assert all(rough[name].dtype == even[name].dtype for name in rough)
+        np.testing.assert_array_equal(rough["input_1"], even["input_1"])  # no images
+        images = even["input_0"]
+        if images.size > 10_000:
+            assert 0.7 < np.std(images) < 1.3
+            assert np.std(np.diff(images, axis=1)) < 0.5  # of noise 1.4
+            assert np.std(np.diff(images, axis=2)) < 0.5
+
+
 def test_free_sizes_are_0_and_1_and_3_among_others():
     feeds = inputs_for(([None, None, None, 3], tf.float32), ([None, None, 7], tf.float32))
     images, steps = zip(*feeds, strict=True)

@@ -403,6 +403,22 @@ def test_a_box_that_is_nowhere_gives_zero_and_no_gradient(rng, name, options, sp
     assert not any(map(np.any, found))
 
 
+@pytest.mark.parametrize("entry", range(5))
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("reduction", ["mean", "max"])
+def test_any_entry_that_is_no_number_puts_a_turned_box_nowhere(
+    rng, entry, special, sampling_ratio, reduction
+):
+    options = {"sampling_ratio": sampling_ratio, "reduction": reduction}
+    features, boxes, _, pooling = build(rng, "roi_align_rotated", options=options)
+    expected = pooling(ops, features, boxes).numpy()
+    boxes[1, entry] = special
+    pooled = pooling(ops, features, boxes).numpy()
+    assert not np.any(pooled[1])
+    np.testing.assert_array_equal(pooled[[0, 2]], expected[[0, 2]])
+
+
 @pytest.mark.parametrize("size", [1e4, 1e9, 1e30])
 @pytest.mark.parametrize("name", POOLINGS[:4])
 def test_adaptive_sampling_of_a_huge_box_ends(rng, name, size):
@@ -476,9 +492,11 @@ def test_features_without_pixels_pool_to_zero(rng, batch, space, sampling_ratio)
     assert relative_error(pooled, np.zeros([len(boxes), 2, 2, 3])) == 0
 
 
-@pytest.mark.parametrize("name", POOLINGS[:4])
-def test_poolings_convert_to_litert_with_builtin_operators(rng, name):
-    features, boxes, extra, pooling = build(rng, name)
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in POOLINGS[:4]), *MAXIMUM, *ADAPTIVE]
+)
+def test_poolings_convert_to_litert_with_builtin_operators(rng, name, options):
+    features, boxes, extra, pooling = build(rng, name, options=options)
     arrays = [each.astype(np.float32) for each in (features, boxes, *extra)]
     actual = run_litert(lambda *each: pooling(ops, *each), *arrays)
     assert relative_error(actual, pooling(oracles, *arrays)) < TOLERANCE["float32"]

@@ -89,6 +89,13 @@ def test_the_library_in_the_wheel_is_used(site):
     assert f"library: {path}\n" in info.stdout, info.stderr
 
 
+def test_the_library_in_the_wheel_passes_the_check(site):
+    run = run_installed(site, "-m", "tf_deform", "check")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "CPU:0 with" in run.stdout  # the library, not the portable form
+    assert " checks, 0 faults" in run.stdout
+
+
 def test_another_tensorflow_is_told_so_in_one_line_and_runs_the_portable_form(site):
     path = site / "tf_deform" / "library" / f"tf_deform_ops_{MINOR}.so"
     other = path.rename(path.with_name("tf_deform_ops_2.99.so"))

@@ -60,12 +60,10 @@ class DeformableRoIPooling(RoIPooling):
     ) -> None:
         super().__init__(output_size, bounding_box_format=bounding_box_format, **kwargs)
         self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
-        validation.at_least(0, sampling_ratio=sampling_ratio)
-        self.sampling_ratio = sampling_ratio
+        self._set_sampling_ratio(sampling_ratio)
         self.gamma = validation.number("gamma", gamma)
         self.modulated = validation.boolean("modulated", modulated)
         self.offset_units = validation.integers("offset_units", offset_units, minimum=1)
-        self.supports_jit = self.supports_jit and sampling_ratio > 0
         self.hidden = [
             Dense(units, activation="relu", dtype=self.dtype_policy, name=f"offset_{index}")
             for index, units in enumerate(self.offset_units)

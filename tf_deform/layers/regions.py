@@ -30,6 +30,12 @@ class RegionPooling(Layer):
     def build(self, features_shape: Shape, boxes_shape: Shape) -> None:
         pass
 
+    def _set_sampling_ratio(self, sampling_ratio: int) -> None:
+        """Takes an argument; XLA cannot compile what samples adaptively."""
+        validation.at_least(0, sampling_ratio=sampling_ratio)
+        self.sampling_ratio = sampling_ratio
+        self.supports_jit = self.supports_jit and sampling_ratio > 0
+
     def _flat_boxes(self, features, boxes, spatial_scale):
         """Returns boxes `[batch * rois, entries]`, their image, and (batch, rois)."""
         boxes = validation.floating("boxes", boxes)

@@ -53,12 +53,10 @@ class RoIAlign(RoIPooling):
     ) -> None:
         super().__init__(output_size, bounding_box_format=bounding_box_format, **kwargs)
         self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
-        validation.at_least(0, sampling_ratio=sampling_ratio)
-        self.sampling_ratio = sampling_ratio
+        self._set_sampling_ratio(sampling_ratio)
         self.aligned = validation.boolean("aligned", aligned)
         validation.choice("reduction", reduction, REDUCTIONS)
         self.reduction: PoolReduction = reduction
-        self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Tensor, boxes: Tensor) -> Tensor:
         features, boxes, image, shape = self._arguments(features, boxes)
@@ -133,15 +131,13 @@ class RoIAlignRotated(RegionPooling):
     ) -> None:
         super().__init__(output_size, **kwargs)
         self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
-        validation.at_least(0, sampling_ratio=sampling_ratio)
-        self.sampling_ratio = sampling_ratio
+        self._set_sampling_ratio(sampling_ratio)
         self.aligned = validation.boolean("aligned", aligned)
         validation.choice("angle_unit", angle_unit, ANGLE_UNITS)
         self.angle_unit: AngleUnit = angle_unit
         self.clockwise = validation.boolean("clockwise", clockwise)
         validation.choice("reduction", reduction, REDUCTIONS)
         self.reduction: PoolReduction = reduction
-        self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Tensor, boxes: Tensor) -> Tensor:
         features, boxes, image, shape = self._arguments(features, boxes)
@@ -223,14 +219,12 @@ class MultiScaleRoIAlign(RoIPooling):
     ) -> None:
         super().__init__(output_size, bounding_box_format=bounding_box_format, **kwargs)
         self.scales = checked_scales(scales)
-        validation.at_least(0, sampling_ratio=sampling_ratio)
-        self.sampling_ratio = sampling_ratio
+        self._set_sampling_ratio(sampling_ratio)
         self.aligned = validation.boolean("aligned", aligned)
         self.canonical_size = validation.number("canonical_size", canonical_size, above=0)
         self.canonical_level = validation.number("canonical_level", canonical_level)
         validation.choice("reduction", reduction, REDUCTIONS)
         self.reduction: PoolReduction = reduction
-        self.supports_jit = self.supports_jit and sampling_ratio > 0
 
     def call(self, features: Sequence[Tensor] | Mapping[str, Tensor], boxes: Tensor) -> Tensor:
         maps, boxes, image, shape = self._arguments(features, boxes)
@@ -300,9 +294,7 @@ class PSRoIAlign(RoIPooling):
         validation.at_least(1, output_channels=output_channels)
         self.output_channels = output_channels
         self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
-        validation.at_least(0, sampling_ratio=sampling_ratio)
-        self.sampling_ratio = sampling_ratio
-        self.supports_jit = self.supports_jit and sampling_ratio > 0
+        self._set_sampling_ratio(sampling_ratio)
 
     def build(self, features_shape: Shape, boxes_shape: Shape) -> None:
         expected = self.output_channels * math.prod(self.output_size)

@@ -1,5 +1,6 @@
 """The bins that regions of interest are cut into, and means and maxima of samples in them."""
 
+import math
 from typing import NamedTuple, get_args
 
 import tensorflow as tf
@@ -108,51 +109,47 @@ def pool_in_bins(table, index, bins, shape, sampling_ratio, reduction="mean"):
 
 
 def _adaptive_mean(table, bins, index):
-    """Returns the mean of ceil(bin size) samples along each axis, added up one at a time."""
-    sums, visits = _visited(table, bins, index, 0.0, tf.add)
-    samples = tf.reshape(visits[0].count * visits[1].count, [-1, 1, 1])  # [rois, 1, 1]
-    return sums / tf.cast(tf.maximum(samples, 1), sums.dtype)
+    """Returns the mean of ceil(bin size) samples along each axis, 0 if there are none."""
+    sums, visits = _visited(table, bins, index, 0.0, lambda sums, samples, _: sums + samples)
+    count = tf.reshape(visits.y.count * visits.x.count, [-1, 1, 1])  # [rois, 1, 1]
+    return sums / tf.cast(tf.maximum(count, 1), sums.dtype)
 
 
 def _adaptive_max(table, bins, index):
     """Returns the maximum of ceil(bin size) samples along each axis, 0 if there are none."""
-    largest, visits = _visited(table, bins, index, -float("inf"), tf.maximum)
-    rois, height, width, *_ = validation.sizes(points_in(bins, [0.0, 0.0])[0])
-    seen = tf.ones([rois, height, width, 1, 1], largest.dtype)
-    samples = seen
-    for visit in visits:
-        samples *= tf.cast(visit.count, seen.dtype)
-        seen *= tf.cast(tf.maximum(visit.last - visit.first + 1, 0), seen.dtype)
+    lowest = -float("inf")
+
+    def join(largest, samples, kept):
+        # By numbers: LiteRT has no logical operator of five axes.
+        kept = _by_bin(math.prod(tf.cast(keep, samples.dtype) for keep in kept))
+        return tf.maximum(largest, tf.where(kept[..., 0] > 0, samples, lowest))
+
+    largest, visits = _visited(table, bins, index, lowest, join)
+    seen = _by_bin(visits.y.seen * visits.x.seen)[..., 0]  # [rois, bins, 1]
+    count = tf.reshape(visits.y.count * visits.x.count, [-1, 1, 1])  # [rois, 1, 1]
     # Those that were not visited lie outside, and are 0.
-    nowhere = tf.reshape(seen < samples, [rois, height * width, 1])
-    none = tf.reshape(samples == 0, [rois, height * width, 1])
-    largest = tf.where(nowhere, tf.maximum(largest, 0), largest)
-    return tf.where(none, tf.zeros_like(largest), largest)
+    largest = tf.where(seen < count, tf.maximum(largest, 0), largest)
+    return tf.where(count > 0, largest, 0)
 
 
 def _visited(table, bins, index, start, join):
     """Returns `[rois, bins, channels]`, the samples of bins joined one at a time, and the visits.
 
-    Only the samples that can lie in the features are visited, however large a box is. Those of
-    other boxes, which have fewer, are `start` in the meantime.
+    Only the samples that can lie in the features are visited, however large a box is. Boxes have
+    different numbers of them: join(joined, samples, kept) is also given for each axis where they
+    are a box's own; elsewhere they are 0.
     """
-    visits = [
-        _visits(origin, step, low, high)
-        for (origin, step), (low, high) in zip((bins.y, bins.x), _reach(bins, table), strict=True)
-    ]
-    columns = visits[1].most
+    reach = _reach(bins, table)
+    visits = _VisitsOfAxes(
+        *(_visits(*axis, *ends) for axis, ends in zip(bins[:2], reach, strict=True))
+    )
+    columns = visits.x.most
 
     def sample_at(places, kept):
         axes = zip(kept, points_in(bins, places), strict=True)
         # The point is moved, not the place: a step of 0 would leave it inside.
         points = [_by_bin(tf.where(keep, axis, _OUTSIDE)) for keep, axis in axes]
-        samples = _sum_in_bins(table, points, index, rule="roi")
-        if start == 0:
-            return samples
-        # By numbers: LiteRT has no logical operator of five axes.
-        y, x = (tf.cast(keep, samples.dtype) for keep in kept)
-        whole = _by_bin(y * x + tf.zeros_like(points_in(bins, places)[0], samples.dtype))
-        return tf.where(whole[..., 0] > 0, samples, tf.constant(start, samples.dtype))
+        return _sum_in_bins(table, points, index, rule="roi")
 
     def join_sample(number, joined):
         places, kept = [], []
@@ -161,14 +158,14 @@ def _visited(table, bins, index, start, join):
             nth = visit.first + tf.cast(turn, visit.first.dtype)
             places.append((nth + 0.5) / tf.maximum(visit.count, 1))
             kept.append(nth <= visit.last)
-        return number + 1, join(joined, sample_at(places, kept))
+        return number + 1, join(joined, sample_at(places, kept), kept)
 
-    # They depend on all inputs, whose gradients exist even if no sample is visited.
+    # It depends on all inputs, whose gradients exist even if no sample is visited.
     nowhere = sample_at([tf.zeros([], bins.y[0].dtype)] * 2, [False, False])
     _, joined = tf.while_loop(
-        lambda number, _: number < visits[0].most * columns,
+        lambda number, _: number < visits.y.most * columns,
         join_sample,
-        (0, nowhere),
+        (0, nowhere + start),
         parallel_iterations=1,
     )
     return joined, visits
@@ -190,15 +187,22 @@ def _reach(bins, table):
 
 
 class _Visits(NamedTuple):
-    """Along an axis the samples' first and last number and their count, and the most of all.
+    """Along an axis the samples' first and last number, their count, how many are visited.
 
-    The first three broadcast to `[rois, height, width, groups, places]`.
+    These broadcast to `[rois, height, width, groups, places]`; `most` is the most that are visited
+    of all.
     """
 
     first: tf.Tensor
     last: tf.Tensor
     count: tf.Tensor
+    seen: tf.Tensor
     most: tf.Tensor
+
+
+class _VisitsOfAxes(NamedTuple):
+    y: _Visits
+    x: _Visits
 
 
 def _visits(origin, step, low, high):
@@ -210,10 +214,10 @@ def _visits(origin, step, low, high):
     count = _per_roi(count)
     first = tf.maximum(tf.floor((_per_roi(low) - origin) / spacing - 0.5), 0)
     last = tf.minimum(tf.math.ceil((_per_roi(high) - origin) / spacing - 0.5), count - 1)
-    length = tf.reshape(last - first + 1, [-1])
-    length = tf.where(tf.math.is_finite(length), length, 0)
-    longest = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), length], axis=0))
-    return _Visits(first, last, count, tf.cast(longest, tf.int32))
+    length = last - first + 1
+    seen = tf.maximum(tf.where(tf.math.is_finite(length), length, 0), 0)
+    most = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), tf.reshape(seen, [-1])], axis=0))
+    return _Visits(first, last, count, seen, tf.cast(most, tf.int32))
 
 
 def mean_of_valid(table, points, index):

@@ -36,7 +36,7 @@ def roi_align(
     aligned: bool = True,
     reduction: PoolReduction = "mean",
 ) -> Tensor:
-    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin of each box.
+    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin, or their maximum.
 
     Args:
         features: `[batch, height, width, channels]`, any floating dtype.
@@ -55,8 +55,9 @@ def roi_align(
             another number by its mode "max".
 
     Returns:
-        Means in the dtype of `features`; half precision is accumulated in float32. A sample more
-        than a pixel outside counts as 0; eager calls warn if all finite boxes lie outside.
+        Means or maxima in the dtype of `features`; half precision is accumulated in float32.
+        A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes lie
+        outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
@@ -121,8 +122,9 @@ def roi_align_rotated(
         reduction: "mean" of the samples in each bin, or "max", their maximum.
 
     Returns:
-        Means in the dtype of `features`; half precision is accumulated in float32. A sample more
-        than a pixel outside counts as 0; eager calls warn if all finite boxes lie outside.
+        Means or maxima in the dtype of `features`; half precision is accumulated in float32.
+        A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes lie
+        outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
@@ -190,8 +192,9 @@ def multi_scale_roi_align(
         reduction: "mean" of the samples in each bin, or "max", their maximum.
 
     Returns:
-        Means in the dtype of the features; half precision is accumulated in float32. A sample more
-        than a pixel outside counts as 0; eager calls warn if all finite boxes lie outside.
+        Means or maxima in the dtype of the features; half precision is accumulated in float32.
+        A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes lie
+        outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
