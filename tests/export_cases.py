@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 import tf_deform as tfd
-from layer_contract_test import CASES, FEATURES, Case, larger_shapes, map_shapes
+from layer_contract_test import CASES, FEATURES, TURNED_BOXES, Case, larger_shapes, map_shapes
 
 IMAGES = ((None, None, None, 4),)
 COUNTED = ("RoI", "Attention")  # layers of as many boxes or queries as they are given
@@ -66,6 +66,12 @@ VARIANTS = {
         lambda: {"filters": 32, "kernel_size": 3, "modulated": True},
         ((2, 5, 6, 32),),
         ((None, None, None, 32),),
+    ),
+    "RoIAlignRotated, adaptive maximum": Case(
+        "RoIAlignRotated",
+        lambda: {"output_size": (2, 3), "sampling_ratio": 0, "reduction": "max"},
+        (FEATURES, TURNED_BOXES),
+        (*IMAGES, (None, None, 5)),
     ),
     "DCNv3, exact GELU": Case("DCNv3", lambda: {"kernel_size": 3}, (FEATURES,), IMAGES),
     "SpatialTransformer, splines of a free size": Case(

@@ -464,6 +464,17 @@ def test_no_boxes_give_an_empty_result_and_zero_gradients(rng, mode, name, optio
     assert not np.any(found[0])
 
 
+@pytest.mark.parametrize("output_size", [(0, 2), (3, 0)])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("reduction", ["mean", "max"])
+def test_no_bins_of_either_reduction_give_an_empty_result(
+    rng, output_size, sampling_ratio, reduction
+):
+    options = {"sampling_ratio": sampling_ratio, "reduction": reduction}
+    features, boxes, _, pooling = build(rng, "roi_align_rotated", output_size, options=options)
+    assert pooling(ops, features, boxes).shape == (ROIS, *output_size, 3)
+
+
 @pytest.mark.parametrize("name", ["roi_align", "deformable_roi_pool"])
 @pytest.mark.parametrize("output_size", [(0, 2), (3, 0)])
 def test_no_bins_give_an_empty_result_and_zero_gradients(rng, name, output_size, mode):

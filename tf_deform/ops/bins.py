@@ -125,7 +125,8 @@ def _adaptive_max(table, bins, index):
         return tf.maximum(largest, tf.where(kept[..., 0] > 0, samples, lowest))
 
     largest, visits = _visited(table, bins, index, lowest, join)
-    seen = _by_bin(visits.y.seen * visits.x.seen)[..., 0]  # [rois, bins, 1]
+    seen = tf.expand_dims(visits.y.seen, 2) * tf.expand_dims(visits.x.seen, 1)
+    seen = tf.reshape(seen, [*validation.sizes(largest)[:2], 1])  # [rois, bins, 1]
     count = tf.reshape(visits.y.count * visits.x.count, [-1, 1, 1])  # [rois, 1, 1]
     # Those that were not visited lie outside, and are 0.
     largest = tf.where(seen < count, tf.maximum(largest, 0), largest)
@@ -187,10 +188,10 @@ def _reach(bins, table):
 
 
 class _Visits(NamedTuple):
-    """Along an axis the samples' first and last number, their count, how many are visited.
+    """Along an axis the samples' first and last number, and their count.
 
-    These broadcast to `[rois, height, width, groups, places]`; `most` is the most that are visited
-    of all.
+    These broadcast to `[rois, height, width, groups, places]`. `seen`, `[rois, bins of the axis]`,
+    is how many are visited, and `most` the most of all.
     """
 
     first: tf.Tensor
@@ -215,6 +216,8 @@ def _visits(origin, step, low, high):
     first = tf.maximum(tf.floor((_per_roi(low) - origin) / spacing - 0.5), 0)
     last = tf.minimum(tf.math.ceil((_per_roi(high) - origin) / spacing - 0.5), count - 1)
     length = last - first + 1
+    # LiteRT compares five axes by a kernel that ends the process if there are no regions.
+    length = tf.reshape(length, [validation.sizes(length)[0], math.prod(length.shape[1:])])
     seen = tf.maximum(tf.where(tf.math.is_finite(length), length, 0), 0)
     most = tf.reduce_max(tf.concat([tf.zeros([1], step.dtype), tf.reshape(seen, [-1])], axis=0))
     return _Visits(first, last, count, seen, tf.cast(most, tf.int32))
