@@ -123,7 +123,7 @@ bench: ops $(VENV)/.has-torchvision ## time the operators beside their peers
 	@echo "==> Running benchmarks/compiled.py $(ARGS)"
 	@$(RUN) benchmarks/compiled.py $(ARGS)
 
-bench-exported: ops $(VENV)/.has-engines ## time exported models in onnxruntime, OpenVINO and LiteRT
+bench-exported: ops serving $(VENV)/.has-engines ## time exported models in onnxruntime, OpenVINO and LiteRT
 	@echo "==> Running benchmarks/exported.py $(ARGS)"
 	@$(RUN) benchmarks/exported.py $(ARGS)
 

@@ -5,22 +5,27 @@
 Three models of one layer, of fixed sizes and batch 1, are exported by tf_deform: a modulated 3x3
 DeformableConv2D, a GridSample and a RoIAlign. Each file is run in its engine with two threads:
 
-- the SavedModel, portable and compiled, in Python's tf.saved_model (not in the C++ program, whose
-  clients share threads); compiled where the compiled library is there;
-- the ONNX file in onnxruntime;
+- the SavedModel, portable and compiled, in the C++ program of `make serving`, by one client;
+  compiled where the compiled library is there;
+- the ONNX file in onnxruntime, whose threads do not spin while others run;
 - the portable SavedModel, read by OpenVINO in float32;
 - the LiteRT file in TensorFlow's interpreter.
 
-They take turns in one process, one engine at a time with a pause before it. What an engine returns
-is compared with the model first. Printed are ratios of medians over the portable SavedModel's. The
-results are written to benchmarks/results/exported.json and, as a table, into docs/serving.md.
+The engines take turns, one at a time with a pause before it; the C++ program runs before, between
+and after them. What an engine returns is compared with the model first. Printed are ratios of
+medians over the portable SavedModel's. The results are written to
+benchmarks/results/exported.json and, as a table, into docs/serving.md.
 
-It needs the extra `engines`: `make bench-exported` installs it.
+It needs the extra `engines` and the C++ program: `make bench-exported` makes both.
 """
 
 import argparse
+import functools
 import json
 import os
+import re
+import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -34,10 +39,13 @@ import portable as common
 import tensorflow as tf
 
 import tf_deform as tfd
+from tf_deform.compiled import location
 
 RESULTS = Path(__file__).parent / "results" / "exported.json"
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 BEGIN, END = "<!-- benchmarks/exported.py: begin -->", "<!-- benchmarks/exported.py: end -->"
+SERVE = Path(__file__).parents[1] / "build" / "serving" / "serve"
+PARTS = 3  # of the rounds; the C++ program runs around each
 BASE = "SavedModel, portable"
 
 
@@ -47,6 +55,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     rounds = 3 if options.quick else options.rounds
+    if not SERVE.exists():
+        parser.exit(2, "the C++ program is missing: make serving\n")
     tf.config.threading.set_intra_op_parallelism_threads(common.THREADS)
     milliseconds = {name: timed(*make(), rounds) for name, make in MODELS.items()}
     modules = (onnxruntime, openvino)
@@ -102,24 +112,39 @@ def noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
-# Engines: functions from a model and a folder to a function from {name: array} to its output
+# Engines: from a model and a folder to a function from {name: array} to the output
 
 
-def saved_model(model, folder, implementation="portable"):
-    path = f"{folder}/{implementation}"
-    tfd.export_saved_model(model, path, implementation=implementation)
-    loaded = tf.saved_model.load(path)
-    serve = loaded.signatures["serving_default"]
+class Program:
+    """The C++ program and a SavedModel, which it serves to one client."""
 
-    def run(feeds, loaded=loaded):  # which holds the variables
-        (output,) = serve(**{name: tf.constant(each) for name, each in feeds.items()}).values()
-        return output.numpy()
+    def __init__(self, model, folder, implementation="portable"):
+        self.path, self.folder = f"{folder}/{implementation}", folder
+        tfd.export_saved_model(model, self.path, implementation=implementation)
+        self.options = []
+        if implementation == "compiled":
+            self.options.append(f"--op_library={location.library_path()}")
+        (self.output,) = model.output_names
 
-    return run
+    def __call__(self, feeds):
+        self._run(feeds, f"--output={self.folder}")
+        return np.load(f"{self.folder}/{self.output}.npy")
+
+    def seconds(self, feeds):
+        """Returns the median of 300 requests of one image."""
+        load = ("--load", "--threads=1", "--requests=300", "--min_batch=1", "--max_batch=1")
+        return float(re.search(r"latency p50: ([\d.]+) ms", self._run(feeds, *load))[1]) / 1000
+
+    def _run(self, feeds, *options):
+        for name, each in feeds.items():
+            np.save(f"{self.folder}/{name}.npy", each)
+        inputs = [f"--input={name}={self.folder}/{name}.npy" for name in feeds]
+        command = [SERVE, *self.options, *inputs, *options, self.path]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def compiled_saved_model(model, folder):
-    return saved_model(model, folder, "compiled")
+def compiled_program(model, folder):
+    return Program(model, folder, "compiled")
 
 
 def onnx_file(model, folder):
@@ -127,6 +152,7 @@ def onnx_file(model, folder):
     tfd.export_onnx(model, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = common.THREADS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda feeds: session.run(None, feeds)[0]
 
@@ -155,8 +181,8 @@ def litert_file(model, folder):
 
 
 ENGINES = {
-    BASE: saved_model,
-    "SavedModel, compiled": compiled_saved_model,
+    BASE: Program,
+    "SavedModel, compiled": compiled_program,
     "onnxruntime": onnx_file,
     "OpenVINO": openvino_model,
     "LiteRT": litert_file,
@@ -169,18 +195,31 @@ ENGINES = {
 def timed(model, feeds, rounds):
     """Returns {engine: median milliseconds} of one model."""
     wanted = model(list(feeds.values()) if len(feeds) > 1 else next(iter(feeds.values()))).numpy()
-    calls = {}
+    runs = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, engine in ENGINES.items():
-            if engine is compiled_saved_model and not tfd.compiled_status().available:
+            if engine is compiled_program and not tfd.compiled_status().available:
                 continue
-            run = engine(model, folder)
-            error = np.max(np.abs(run(feeds) - wanted)) / np.max(np.abs(wanted))
+            runs[name] = engine(model, folder)
+            error = np.max(np.abs(runs[name](feeds) - wanted)) / np.max(np.abs(wanted))
             if not error < 1e-3:
                 raise RuntimeError(f"{name} must return what the model does, is {error:.2g} off")
-            calls[name] = lambda run=run: run(feeds)
-        seconds = common.in_turns(calls, rounds)
-    return {name: 1000 * each for name, each in seconds.items()}
+        programs = {name: run for name, run in runs.items() if isinstance(run, Program)}
+        calls = {
+            name: functools.partial(run, feeds)
+            for name, run in runs.items()
+            if name not in programs
+        }
+        parts = []
+        for part in range(PARTS + 1):
+            seconds = {name: program.seconds(feeds) for name, program in programs.items()}
+            if part < PARTS:
+                seconds |= common.in_turns(calls, rounds // PARTS)
+            parts.append(seconds)
+    return {
+        name: 1000 * statistics.median(each[name] for each in parts if name in each)
+        for name in runs
+    }
 
 
 def table(results):

@@ -398,6 +398,7 @@ NUMBERS = {
     "--requests=99999999999999999999": "1 to 1000000000",
     "--max_batch=-1": "0 to 1024",
     "--max_batch=2147483647": "0 to 1024",
+    "--min_batch=-1": "0 to 1024",
     "--malformed=-1": "0 to 1000000000",
     "--max_growth=nan": "-1 to 1000",
     "--max_growth=1e9": "-1 to 1000",
@@ -475,6 +476,17 @@ def test_requests_that_would_fill_the_memory_are_refused(serve, same, tmp_path):
     load = [f"--input=values={tmp_path}/long.npy", "--load", "--max_batch=100"]
     error = failure(serve(*load, same / "1", memory=4, timeout=60))
     assert "--max_batch=100 rows and their responses take more than 1 GiB" in error
+
+
+def test_each_request_has_as_many_rows_as_is_asked_for(serve, same):
+    load = [f"--input=values={same}/values.npy", "--load", "--requests=50", "--threads=1"]
+    for rows in (0, 7):
+        options = [f"--min_batch={rows}", f"--max_batch={rows}"]
+        seen = figures(serve(*load, *options, same / "1"))
+        per_request = seen["rows per second"] / seen["requests per second"]
+        assert per_request == pytest.approx(rows, rel=0.01)
+    error = failure(serve(*load, "--min_batch=8", "--max_batch=7", same / "1"))
+    assert error == "serve: --min_batch=8 must be at most --max_batch=7\n"
 
 
 def test_responses_that_differ_are_counted(serve, tmp_path):

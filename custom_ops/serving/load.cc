@@ -129,11 +129,17 @@ struct Results {
 
 absl::StatusOr<std::vector<Request>> MakeRequests(
     const Model& model, const SignatureDef& signature, const Tensors& samples,
-    int max_batch) {
+    const LoadOptions& options) {
+  const int min_batch = options.min_batch, max_batch = options.max_batch;
+  if (min_batch > max_batch) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--min_batch=", min_batch,
+                     " must be at most --max_batch=", max_batch));
+  }
   std::mt19937 random(0);
   std::vector<Request> requests;
   int64_t bytes = 0;
-  for (int i = 0; i < (max_batch + 1) * kVariants; ++i) {
+  for (int i = min_batch * kVariants; i < (max_batch + 1) * kVariants; ++i) {
     Request request;
     request.rows = i / kVariants;
     const int64_t start = random() % samples.begin()->second.dim_size(0);
@@ -146,7 +152,7 @@ absl::StatusOr<std::vector<Request>> MakeRequests(
     bytes += Bytes(request.inputs) + Bytes(request.expected);
     if (bytes > kMostBytes) {
       return absl::ResourceExhaustedError(absl::StrCat(
-          "the requests of 0 to --max_batch=", max_batch,
+          "the requests of ", min_batch, " to --max_batch=", max_batch,
           " rows and their responses take more than 1 GiB"));
     }
     requests.push_back(std::move(request));
@@ -251,7 +257,7 @@ absl::Status RunLoad(const Model& model, const SignatureDef& signature,
                      const Tensors& samples, const LoadOptions& options) {
   const double loaded_mib = ResidentMiB();
   const absl::StatusOr<std::vector<Request>> requests =
-      MakeRequests(model, signature, samples, options.max_batch);
+      MakeRequests(model, signature, samples, options);
   if (!requests.ok()) return requests.status();
 
   Results results;

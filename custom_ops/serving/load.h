@@ -19,7 +19,8 @@ constexpr float kMostGrowth = 1000.0f;
 struct LoadOptions {
   int32_t threads = 8;
   int32_t requests = 2000;   // of all threads together
-  int32_t max_batch = 32;    // each request has 0 to so many rows
+  int32_t min_batch = 0;     // rows that each request has at least
+  int32_t max_batch = 32;    // and at most
   int32_t malformed = 0;     // every so many requests one is malformed; 0: none
   float max_growth = -1.0f;  // percent of memory; negative: any
 };
@@ -28,8 +29,8 @@ struct LoadOptions {
 // OK if every response was bitwise that which a single client had got before,
 // every malformed request was refused, and memory grew no more than allowed
 // after the first 2,000 requests. Failing requests are counted and do not stop
-// it. Errors too: requests that take more than 1 GiB with their responses, and
-// threads that cannot be started.
+// it. Errors too: more rows at least than at most, requests that take more than
+// 1 GiB with their responses, and threads that cannot be started.
 absl::Status RunLoad(const Model& model,
                      const tensorflow::SignatureDef& signature,
                      const Tensors& samples, const LoadOptions& options);
