@@ -103,7 +103,7 @@ def fit(model, words, options):
     )
     epochs = min(10, options.steps)
     model.fit(
-        batches(words),
+        batches(words, options.steps),
         epochs=epochs,
         steps_per_epoch=options.steps // epochs,
         shuffle=False,  # every batch is drawn at random
@@ -111,8 +111,12 @@ def fit(model, words, options):
     )
 
 
-def batches(words):
-    """Returns an endless data set of batches (images, codes): every word anew in another arc."""
+def batches(words, steps):
+    """Returns an endless data set of batches (images, codes): every word anew in another arc.
+
+    Over the first half of the steps the largest bend grows to that of the tests: a reader that has
+    begun with words that are almost straight wants those that come later straightened.
+    """
     strips, widths = text_data.draw_words(words)
     codes = text_data.encode(words)
 
@@ -120,7 +124,9 @@ def batches(words):
         seed = (0, index)
         chosen = tf.random.stateless_uniform([BATCH_SIZE], seed, 0, len(words), tf.int64)
         drawn = (tf.gather(each, chosen) for each in (strips, widths))
-        return text_data.photograph(*drawn, seed)[0], tf.gather(codes, chosen)
+        grown = tf.minimum(1.0, 2.0 * tf.cast(index + 1, tf.float32) / steps)
+        images, _ = text_data.photograph(*drawn, seed, grown * text_data.LARGEST_BEND)
+        return images, tf.gather(codes, chosen)
 
     return tf.data.Dataset.counter().map(make, num_parallel_calls=1).prefetch(2)
 

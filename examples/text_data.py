@@ -71,19 +71,20 @@ def _draw(word, font):
     return np.asarray(strip, dtype=np.float32) / 255, width
 
 
-def photograph(strips, widths, seed):
+def photograph(strips, widths, seed, largest_bend=LARGEST_BEND):
     """Returns images `[words, 32, 64, 1]` of the words, and their bends `[words]` in radians.
 
     Every word is bent into an arc, turned, scaled and moved at random, and gets a paper, a pen and
     noise of its own. A bend is the angle between the directions of a word's first and last letter,
-    above 0 for an arch. All of it depends on `seed`, two integers, and on the number of words.
+    above 0 for an arch, and at most `largest_bend`. All of it depends on `seed`, two integers, and
+    on the number of words.
     """
     count = len(widths)
     *seeds, light, noise = tf.unstack(tf.random.split(seed, 7))
     bend, turn, scale, x, y = (
         tf.random.stateless_uniform([count, 1, 1], each, -1, 1) for each in seeds
     )
-    bend *= LARGEST_BEND
+    bend *= largest_bend
     grid = arc_grid(
         widths[:, None, None], bend, turn=0.2 * turn, scale=1 + 0.1 * scale, x=2 * x, y=2 * y
     )

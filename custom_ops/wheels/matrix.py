@@ -5,7 +5,9 @@
 
 Each row makes an environment, installs the wheel there, and with no compiler and no cache runs
 `python -m tf_deform info` and `check` and the tests of the compiled ops; then the environment is
-removed. Pythons are pyenv's, or those on the PATH. The exit status is 1 if a row fails.
+removed. The wheel without a library runs the portable form; then a library is built there, with
+the compiler on the PATH, and checked. Pythons are pyenv's, or those on the PATH. The exit status is
+1 if a row fails.
 """
 
 import argparse
@@ -59,6 +61,8 @@ ROWS = (
     Row("tensorflow-cpu", "2.20.0", "3.12"),
     Row("tensorflow-cpu", "2.21.0", "3.10"),
     Row("tensorflow", "2.21.0", "3.11", pure=True),
+    Row("tensorflow-cpu", "2.20.0", "3.11", pure=True),
+    Row("tensorflow-cpu", "2.21.0", "3.11", pure=True),
 )
 
 
@@ -139,7 +143,11 @@ def try_row(row, wheel):
         if row.pure:
             _expect("library: none" in info and "run python -m tf_deform build" in info, info)
             _expect(environment.run("-c", SAMPLE).endswith("1.5\n"), "a wrong sample")
-            return f"TensorFlow {version[1]}, Keras {version[2]}: portable"
+            environment.install("cmake", "ninja")
+            environment.variables["PATH"] += os.pathsep + os.environ["PATH"]
+            environment.run("-m", "tf_deform", "build")
+            environment.run("-m", "tf_deform", "check")
+            return f"TensorFlow {version[1]}, Keras {version[2]}: portable, and built there"
         _expect(f"library: {folder}" in info, info)
         minor = tuple(map(int, version[1].split(".")[:2]))
         _expect(f"XLA: {'yes' if minor >= FIRST_WITH_XLA else 'no'}" in info, info)
