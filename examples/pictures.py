@@ -3,8 +3,9 @@
     python examples/pictures.py    # writes docs/images/plot_*.png, in a few minutes
 
 The convolution and the transformer were trained on distorted digits, the pooling on digits in
-photographs, as `make demo` and `make detect` do; the flow takes one digit to another. The attention
-is untrained, so that its heads look where they are published to start from, with random weights.
+photographs, as `make demo` and `make detect` do; the flow takes one digit to another. The turned
+box lies around a word that is written on a photograph. The attention is untrained, so that its
+heads look where they are published to start from, with random weights.
 """
 
 import argparse
@@ -22,10 +23,11 @@ import digits_data
 import digits_models
 import distorted_digits
 import keras
+import matplotlib
 import numpy as np
 import tensorflow as tf
 from detect_figure import largest_digits
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import tf_deform as tfd
 from tf_deform import visualization
@@ -46,7 +48,7 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="trains for a moment only")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    for draw in (draw_flow, draw_attention, draw_taps, draw_grid, draw_bins):
+    for draw in (draw_turned_bins, draw_flow, draw_attention, draw_taps, draw_grid, draw_bins):
         keras.utils.set_random_seed(SEED)
         path = options.output / f"{draw.__name__.replace('draw', 'plot')}.png"
         with Image.open(io.BytesIO(visualization.png_of(draw(options.quick)))) as picture:
@@ -99,6 +101,22 @@ def draw_bins(quick):
         ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
     return draw
+
+
+def draw_turned_bins(quick):
+    photograph = detect_data.photographs("test")[1][40:200, 60:260].astype("uint8")
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf", 34)
+    left, top, right, bottom = font.getbbox("KERAS")
+    word = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(word).text((-left, -top), "KERAS", fill=255, font=font)
+    turned = word.rotate(25, Image.Resampling.BICUBIC, expand=True)
+    image, corner = Image.fromarray(photograph), (28, 30)
+    image.paste((255, 255, 255), corner, turned)
+    x, y = (start + size / 2 for start, size in zip(corner, turned.size, strict=True))
+    box = tf.constant([[[x, y, word.width + 8, word.height + 8, 25.0]]])
+    layer = tfd.layers.RoIAlignRotated((2, 5), angle_unit="degrees")
+    features = np.asarray(image)[None] / 255
+    return lambda ax: visualization.plot_bins(np.asarray(image), layer, (features, box), ax=ax)
 
 
 def draw_attention(quick):
