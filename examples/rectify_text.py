@@ -6,7 +6,7 @@ other reader has a `SpatialTransformer` with a thin plate spline, whose control 
 along the upper and the lower edge of its output; nobody tells it where the text is. Both are of
 about equal size, and read the same words, none of which they were trained on.
 
-    python examples/rectify_text.py            # some seven minutes on two idle cores
+    python examples/rectify_text.py            # some five minutes on two idle cores
     python examples/rectify_text.py --quick    # less than one, trained too short to be good
 
 It prints how many words are read without a mistake, by how far they are bent, and draws what the
@@ -143,7 +143,7 @@ def batches(words, part, steps, bend):
         chosen = tf.random.stateless_uniform([BATCH_SIZE], seed, 0, len(words), tf.int64)
         drawn = (tf.gather(each, chosen) for each in (strips, widths))
         grown = tf.minimum(1.0, 2.0 * tf.cast(index + 1, tf.float32) / steps)
-        images, _ = text_data.photograph(*drawn, seed, tf.maximum(ALMOST_STRAIGHT, grown * bend))
+        images, _ = text_data.photograph(*drawn, seed, tf.maximum(grown * bend, ALMOST_STRAIGHT))
         return images, tf.gather(codes, chosen)
 
     return tf.data.Dataset.counter().map(make, num_parallel_calls=1).prefetch(2)

@@ -31,5 +31,5 @@ def test_the_script_draws_what_the_page_shows(example, tmp_path):
 
 def test_the_pictures_of_the_page_are_small():
     pictures = list((ROOT / "docs" / "images").glob("plot_*.png"))
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     assert max(path.stat().st_size for path in pictures) < 60_000
