@@ -12,6 +12,7 @@ gradients: while one is written, the first gradient is plain sums, which TensorF
 import tensorflow as tf
 
 from tf_deform import compiled
+from tf_deform.ops import validation
 
 _AT_ONCE = 4  # terms: those of a bilinear sample
 _LANES = 8  # what a vector of 256 bits holds in float32
@@ -56,6 +57,46 @@ def gather_sum(table, index, weights, gradient_index, few=False):
         return total, gradient
 
     return summed(table, weights)
+
+
+def gather_cells(table, steps, index, weights, gradient_index):
+    """Returns what `gather_sum` does of terms index + steps[j], which are read together.
+
+    Each row of another table holds all rows that a term may need, so that one gather has them.
+    With few channels, where the index takes more time than the row, that is faster.
+
+    Args:
+        table: `[rows, channels]`, any floating dtype.
+        steps: ints, from a row to those that are read with it.
+        index: `[n]` int32 or int64 rows of the table; index + steps are rows too.
+        weights: `[n, steps]` in float32 or float64, the dtype of the sum.
+        gradient_index: like `index`: the rows that gradients see, where those differ.
+
+    Returns:
+        `[n, channels]` in the dtype of `weights`.
+    """
+    rows, channels = validation.sizes(table)
+    extended = tf.pad(table, [[0, max(steps)], [0, 0]])
+    cells = tf.concat([extended[step : step + rows] for step in steps], axis=1)
+
+    def read(cells, index):
+        read = tf.cast(tf.gather(cells, index), weights.dtype)
+        return tf.reshape(read, [-1, len(steps), channels])
+
+    @tf.custom_gradient
+    def summed(cells, weights):
+        total = tf.reduce_sum(read(cells, index) * tf.expand_dims(weights, 2), axis=1)
+
+        def gradient(upstream):
+            upstream = tf.expand_dims(upstream, 1)
+            spread = tf.reshape(tf.expand_dims(weights, 2) * upstream, [-1, len(steps) * channels])
+            cell_gradient = tf.math.unsorted_segment_sum(spread, gradient_index, rows)
+            weight_gradient = tf.reduce_sum(read(cells, gradient_index) * upstream, axis=2)
+            return tf.cast(cell_gradient, cells.dtype), weight_gradient
+
+        return total, gradient
+
+    return summed(cells, weights)
 
 
 @tf.custom_gradient

@@ -12,12 +12,13 @@ import tensorflow as tf
 from tf_deform import compiled
 from tf_deform.annotations import Interpolation, PaddingMode, Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.gathering import gather_sum
+from tf_deform.ops.gathering import gather_cells, gather_sum
 from tf_deform.ops.symbolic import operator
 from tf_deform.ops.turns import sum_slices
 
 INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
+_MOST_IN_CELL = 16  # numbers at the corners of a cell
 AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
@@ -163,7 +164,10 @@ def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
         for axis, size in zip(axes, table.space, strict=True)
     ]
     at_edge = _at_lower_edge(axes) if (interpolation, padding_mode) == _RAMP else None
-    out = _sum_taps(table, table.rows(), taps, table.first_rows(None), None, at_edge)
+    if interpolation == "bilinear" and _has_few_channels(table):
+        out = _sample_cells(table, taps, at_edge)
+    else:
+        out = _sum_taps(table, table.rows(), taps, table.first_rows(None), None, at_edge)
     return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
 
 
@@ -455,6 +459,33 @@ def _positions(p, table):
 def _at_lower_edge(axes):
     """Returns where any position is -1, whose value is 0 while its gradient sees pixel 0."""
     return functools.reduce(tf.logical_or, [axis == -1 for axis in axes])
+
+
+def _has_few_channels(table):
+    """Returns whether an index takes more time than the row that it reads."""
+    known = validation.is_static(*table.space, table.channels)
+    few = known and table.channels * 2 ** len(table.space) <= _MOST_IN_CELL
+    return few and not compiled.in_save_context()
+
+
+def _sample_cells(table, taps, at_edge):
+    """Returns `_sum_taps` of linear taps of one point, all corners of a cell read together."""
+    wide = sum_dtype(table.maps[0])
+    strides = table.strides[1:]
+    row, weights = table.first_rows(None), [tf.ones([], wide)]
+    for ((cell, low), (_, high)), stride in zip(taps, strides, strict=True):
+        row += tf.cast(cell, stride.dtype) * stride
+        weights = [each * tf.cast(part, wide) for each in weights for part in (low, high)]
+    index = [tf.reshape(row, [-1])]
+    if at_edge is not None:  # the last cell of an image is all zeros
+        zeros = sum((size + 1) * stride for size, stride in zip(table.space, strides, strict=True))
+        index.insert(0, tf.reshape(tf.where(at_edge, zeros, row), [-1]))
+    steps = [0]
+    for nth in range(len(table.space)):
+        step = math.prod(size + 3 for size in table.space[nth + 1 :])
+        steps = [each + far for each in steps for far in (0, step)]
+    weights = tf.reshape(tf.stack(weights, axis=-1), [-1, len(steps)])
+    return gather_cells(table.rows(), steps, index[0], weights, index[-1])
 
 
 def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
