@@ -236,7 +236,7 @@ deformable_roi_pool(features, boxes, box_indices, offset, output_size, *, mask=N
     spatial_scale=1.0, sampling_ratio=2, gamma=0.1)
 deformable_ps_roi_pool(features, boxes, box_indices, offset, output_size, *, output_channels,
     group_size, part_size, sample_per_part=4, trans_std=0.1, spatial_scale=1.0)
-multi_scale_deformable_attention(values, locations, weights)
+multi_scale_deformable_attention(values, locations, weights, *, num_points=None, method="default")
 dcnv3(inputs, offset, mask, kernel_size, *, strides=1, padding="valid", dilation_rate=1,
     offset_scale=1.0, remove_center=False)
 dcnv4(inputs, offset_mask, kernel_size, *, groups, strides=1, padding="valid", dilation_rate=1,
@@ -270,7 +270,7 @@ DeformableRoIPooling(output_size, *, spatial_scale=1.0, sampling_ratio=2, gamma=
     modulated=False, offset_units=(1024,), bounding_box_format="xyxy")
 DeformablePSRoIPooling(output_size, output_channels, *, group_size, part_size, sample_per_part=4,
     trans_std=0.1, spatial_scale=1.0, bounding_box_format="xyxy")
-MultiScaleDeformableAttention(num_heads, key_dim, *, num_points=4, {PROJECTIONS})
+MultiScaleDeformableAttention(num_heads, key_dim, *, num_points=4, method="default", {PROJECTIONS})
 DCNv3(kernel_size=3, *, strides=1, dilation_rate=1, groups=4, offset_scale=1.0,
     depthwise_kernel_size=None, center_feature_scale=False, remove_center=False,
     activation="gelu", {PROJECTIONS})
