@@ -127,6 +127,26 @@ def test_discrete_attention_has_no_gradient_to_locations_and_those_of_the_sum_to
     )
 
 
+def test_discrete_attention_has_second_derivatives_at_sizes_unknown_while_tracing(rng):
+    """Where sizes are unknown, points are taken in turns, with gradients of their own."""
+    values, locations, weights = build(rng, spaces=SPACES[:1])
+    free = tf.TensorSpec([None, None, None, HEADS * DIM], tf.float64)
+
+    @tf.function(input_signature=[free], autograph=False)
+    def twice(value):
+        with tf.GradientTape(persistent=True) as outer:
+            outer.watch(value)
+            squares = attend_discretely(locations, weights, value) ** 2
+            first = outer.gradient(tf.reduce_sum(squares), value)
+        return first, outer.gradient(first, value)
+
+    first, second = twice(values[0])
+    # Of a square form: H v = g, and H v along ones is what a gradient of ones is.
+    ones, _ = twice(np.ones_like(values[0]))
+    assert np.any(first)
+    assert relative_error(second, ones) < TOLERANCE["float64"]
+
+
 def test_locations_are_x_then_y_with_the_edges_at_zero_and_one():
     value = np.arange(6.0).reshape(1, 2, 3, 1)
     corners = np.array([[0.5 / 3, 0.25], [2.5 / 3, 0.25], [0.5 / 3, 0.75], [0.5, 0.5], [0, 0.25]])

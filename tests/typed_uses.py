@@ -221,6 +221,9 @@ def tools(model: keras.Model, folder: pathlib.Path) -> None:
 
 
 def backbones(model: keras.Model) -> None:
+    paths: list[tuple[str, str]] = tfd.accelerate(model, sample=[IMAGES])
+    tfd.accelerate(model, undo=True).extend(paths)
+    tfd.accelerate(model, undo="yes")  # type: ignore[arg-type]
     model = tfd.deformable(model, ["conv5", model.layers[3]], train_offsets=False, modulated=True)
     tfd.deformable(model, lambda layer: layer.name.startswith("conv"), verbose=False)
     tfd.deformable(model, verbose="no")  # type: ignore[arg-type]
