@@ -13,6 +13,7 @@ from foreign_models import MODELS, inputs_of, keras_hub_d_fine, with_noise
 
 ALL = pytest.mark.parametrize("name", MODELS)
 ATTENTIONS = {**dict.fromkeys(MODELS, 2), "Grounding DINO": 4}
+EAGER = ("Grounding DINO",)  # whose own code reads numbers off its inputs: it cannot be traced
 built: dict = {}
 
 
@@ -37,6 +38,10 @@ def accelerated(model, inputs):
         return tfd.accelerate(model, sample=inputs if free else None)
 
 
+def outputs_of(name, model, inputs):
+    return model(inputs) if name in EAGER else model.predict(inputs, verbose=0)
+
+
 def largest_error(actual, expected):
     pairs = zip(keras.tree.flatten(actual), keras.tree.flatten(expected), strict=True)
     return max(relative_error(one, other) for one, other in pairs)
@@ -55,15 +60,15 @@ def stepped(model, inputs):
 @ALL
 def test_outputs_and_undo(name):
     model, inputs = model_of(name)
-    expected = model.predict(inputs, verbose=0)
+    expected = outputs_of(name, model, inputs)
     replaced = accelerated(model, inputs)
     try:
         assert len(replaced) == ATTENTIONS[name]
         assert model.predict_function is None
-        assert largest_error(model.predict(inputs, verbose=0), expected) < 1e-4
+        assert largest_error(outputs_of(name, model, inputs), expected) < 1e-4
     finally:
         assert tfd.accelerate(model, undo=True) == replaced
-    assert largest_error(model.predict(inputs, verbose=0), expected) < 1e-6
+    assert largest_error(outputs_of(name, model, inputs), expected) < 1e-6
 
 
 @ALL
@@ -100,12 +105,12 @@ def test_another_model_of_the_class_stays(name):
         tfd.accelerate(model, undo=True)
 
 
-@ALL
+@pytest.mark.parametrize("name", [each for each in MODELS if each not in EAGER])
 def test_the_export_is_portable(name, tmp_path):
     model, inputs = model_of(name)
     accelerated(model, inputs)
     try:
-        expected = model.predict(inputs, verbose=0)
+        expected = outputs_of(name, model, inputs)
         model.export(str(tmp_path / "model"), verbose=False)
     finally:
         tfd.accelerate(model, undo=True)
@@ -119,14 +124,14 @@ def test_what_is_saved_is_accelerated_again(name, tmp_path):
     model, inputs = model_of(name)
     accelerated(model, inputs)
     try:
-        expected = model.predict(inputs, verbose=0)
+        expected = outputs_of(name, model, inputs)
         model.save(tmp_path / "model.keras")
     finally:
         tfd.accelerate(model, undo=True)
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert largest_error(loaded.predict(inputs, verbose=0), expected) < 1e-4
+    assert largest_error(outputs_of(name, loaded, inputs), expected) < 1e-4
     assert len(accelerated(loaded, inputs)) == ATTENTIONS[name]
-    assert largest_error(loaded.predict(inputs, verbose=0), expected) < 1e-4
+    assert largest_error(outputs_of(name, loaded, inputs), expected) < 1e-4
 
 
 def test_fit_takes_the_same_step():
