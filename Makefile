@@ -12,6 +12,7 @@ VENV := .venv
 VENV_LOWEST := .venv-lowest
 VENV_ADDONS := .venv-addons
 VENV_WEB := .venv-web
+VENV_ACCELERATE := .venv-accelerate
 RUN := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Whose wheel the library for aarch64 is linked against.
@@ -26,7 +27,7 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .DELETE_ON_ERROR:
 .PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
 	bench-correlation bench-exported ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak \
-	bazel test-lowest goldens-addons support engines aarch64 release clean
+	test-accelerate bench-accelerate bazel test-lowest goldens-addons support engines aarch64 release clean
 
 help: ## print these targets
 	@echo 'Targets (options: PYTHON=python3.12, ARGS="...", WORKERS=4):'
@@ -173,6 +174,14 @@ test-lowest: $(VENV_LOWEST)/.has-test ## run the tests on the lowest versions su
 	@echo "==> Running the tests on the lowest versions in $(WORKERS) processes"
 	@$(VENV_LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
+test-accelerate: $(VENV_ACCELERATE)/.has-accelerate ## accelerate on KerasHub's and zeromodels' models, with Python 3.11
+	@$(VENV_ACCELERATE)/bin/python -m tf_deform build
+	@$(VENV_ACCELERATE)/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/accelerate_packages_test.py $(ARGS)
+
+bench-accelerate: $(VENV_ACCELERATE)/.has-accelerate ## time those models before and after; writes docs/accelerate.md
+	@$(VENV_ACCELERATE)/bin/python -m tf_deform build
+	@$(VENV_ACCELERATE)/bin/python benchmarks/accelerate.py $(ARGS)
+
 goldens-addons: $(VENV_ADDONS)/.has-addons ## write what TensorFlow Addons returns, for the tests
 	@echo "==> Writing tests/goldens/addons.npz"
 	@$(VENV_ADDONS)/bin/python -W ignore tests/goldens/make_addons_goldens.py
@@ -181,7 +190,7 @@ release: $(VENV)/.has-test $(VENV)/.has-wheels ## commit a release and make its 
 	@$(RUN) custom_ops/wheels/release.py $(VERSION)
 
 clean: ## remove the virtual environments, builds and caches
-	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_ADDONS) $(VENV_WEB) build dist *.egg-info
+	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_ADDONS) $(VENV_WEB) $(VENV_ACCELERATE) build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -227,6 +236,12 @@ $(VENV_ADDONS)/.has-addons: tests/goldens/requirements.txt | $(VENV_ADDONS)/.mad
 	@echo "==> Installing TensorFlow Addons into $(VENV_ADDONS) (a few minutes the first time)"
 	@$(VENV_ADDONS)/bin/python -m pip install -qq --requirement $<
 	@touch $@
+
+$(VENV_ACCELERATE)/.made:
+	$(call make_venv,$(VENV_ACCELERATE),$(PYTHON_LOWEST))
+
+$(VENV_ACCELERATE)/.has-accelerate: pyproject.toml constraints.txt | $(VENV_ACCELERATE)/.made
+	$(call install_extra,$(VENV_ACCELERATE),accelerate,constraints.txt)
 
 $(VENV_WEB)/.made:
 	$(call make_venv,$(VENV_WEB),$(PYTHON_LOWEST))

@@ -5,7 +5,7 @@ is a smooth flow, by which the moving brain is warped to the fixed one. Nobody t
 the true flow: it is trained to make the two look alike, and the flow smooth. On pairs that it has
 not seen it is compared with SyN of dipy, which searches a flow anew for every pair.
 
-    python examples/register_brains.py            # about eight minutes on two idle cores
+    python examples/register_brains.py            # some seven minutes on two idle cores
     python examples/register_brains.py --quick    # less than one, trained too short to be good
 
 The brains are those of brains_data.py, from nilearn; nothing is downloaded. It prints how well

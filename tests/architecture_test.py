@@ -34,6 +34,7 @@ TOOLS = {
     **{name: getattr(tfd.visualization, name) for name in tfd.visualization.__all__},
     **{name: getattr(tfd.boxes, name) for name in tfd.boxes.__all__},
     **{name: getattr(tfd.losses, name) for name in tfd.losses.__all__},
+    "accelerate": tfd.accelerate,
     "deformable": tfd.deformable,
     "export_litert": tfd.export_litert,
     "export_onnx": tfd.export_onnx,
@@ -66,8 +67,8 @@ layers.base
 layers.lora layers.offset_training layers.projections layers.regions
 layers.convolution
 layers.*
-layers addons.arguments boxes drawing losses
-addons.correlation addons.matrices addons.warping convolutions visualization
+layers addons.arguments boxes drawing foreign losses
+acceleration addons.correlation addons.matrices addons.warping convolutions visualization
 addons.transforms backbone callbacks convert export litert_quantize onnx_writers
 export_check check_cases
 checking
@@ -236,7 +237,7 @@ deformable_roi_pool(features, boxes, box_indices, offset, output_size, *, mask=N
     spatial_scale=1.0, sampling_ratio=2, gamma=0.1)
 deformable_ps_roi_pool(features, boxes, box_indices, offset, output_size, *, output_channels,
     group_size, part_size, sample_per_part=4, trans_std=0.1, spatial_scale=1.0)
-multi_scale_deformable_attention(values, locations, weights)
+multi_scale_deformable_attention(values, locations, weights, *, num_points=None, method="default")
 dcnv3(inputs, offset, mask, kernel_size, *, strides=1, padding="valid", dilation_rate=1,
     offset_scale=1.0, remove_center=False)
 dcnv4(inputs, offset_mask, kernel_size, *, groups, strides=1, padding="valid", dilation_rate=1,
@@ -270,7 +271,7 @@ DeformableRoIPooling(output_size, *, spatial_scale=1.0, sampling_ratio=2, gamma=
     modulated=False, offset_units=(1024,), bounding_box_format="xyxy")
 DeformablePSRoIPooling(output_size, output_channels, *, group_size, part_size, sample_per_part=4,
     trans_std=0.1, spatial_scale=1.0, bounding_box_format="xyxy")
-MultiScaleDeformableAttention(num_heads, key_dim, *, num_points=4, {PROJECTIONS})
+MultiScaleDeformableAttention(num_heads, key_dim, *, num_points=4, method="default", {PROJECTIONS})
 DCNv3(kernel_size=3, *, strides=1, dilation_rate=1, groups=4, offset_scale=1.0,
     depthwise_kernel_size=None, center_feature_scale=False, remove_center=False,
     activation="gelu", {PROJECTIONS})
@@ -283,6 +284,7 @@ GridSample(*, interpolation="bilinear", padding_mode="zeros", align_corners=Fals
 DenseImageWarp(*, interpolation="bilinear", padding_mode="border")
 VelocityIntegration(steps=7)
 
+accelerate(model, *, undo=False, sample=None)
 deformable(model, layers=None, *, train_offsets=True, verbose=True, **options)
 export_litert(model, path, *, quantize=None, representative=None, input_signature=None,
     check=True, sample=None)
@@ -386,7 +388,7 @@ def test_the_public_names_are_those_documented():
     expected = {*DOCUMENTED, *CALLS}
     assert {*OPS, *LAYERS, *TOOLS} == expected
     modules = {"addons", "boxes", "callbacks", "convert", "layers", "losses", "ops"}
-    tools = {"deformable", "export_litert", "export_onnx", "export_saved_model"}
+    tools = {"accelerate", "deformable", "export_litert", "export_onnx", "export_saved_model"}
     assert set(tfd.__all__) == {*modules, "visualization", *tools, *SWITCH}
 
 

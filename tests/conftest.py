@@ -1,6 +1,7 @@
 """What the tests share: seeds, implementations, tolerances, derivatives, ways to run."""
 
 import functools
+import importlib.util
 import re
 import signal
 import warnings
@@ -41,6 +42,9 @@ MODES = {
     "graph": tf.function,
     "jit": functools.partial(tf.function, jit_compile=True),
 }
+
+# Needs packages of its own: `make test-accelerate`.
+collect_ignore = [] if importlib.util.find_spec("keras_hub") else ["accelerate_packages_test.py"]
 
 hypothesis.settings.register_profile(
     "repeatable",

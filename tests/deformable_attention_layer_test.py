@@ -17,9 +17,10 @@ REFERENCES = pytest.mark.parametrize(
 )
 
 
-def build(rng, shape=(2,), dtype="float64"):
+def build(rng, shape=(2,), dtype="float64", **options):
     """Returns a layer with random weights and query, reference points and values."""
-    layer = tfd.layers.MultiScaleDeformableAttention(HEADS, DIM, num_points=POINTS, dtype=dtype)
+    options = {"num_points": POINTS, "dtype": dtype, **options}
+    layer = tfd.layers.MultiScaleDeformableAttention(HEADS, DIM, **options)
     query = rng.normal(size=[BATCH, QUERIES, WIDTH])
     points = rng.uniform(0.1, 0.9, [BATCH, QUERIES, *shape])
     values = [rng.normal(size=[BATCH, *space, CHANNELS]) for space in SPACES]
@@ -45,18 +46,24 @@ def expected(layer, query, points, values, masks=None):
     for value, mask in zip(maps, masks or [], strict=False):
         value[~mask] = 0
     offsets = project(query, layer.sampling_offsets)
-    offsets = offsets.reshape(BATCH, QUERIES, HEADS, len(maps), POINTS, 2)
+    counts = layer.num_points
+    counts = [counts] * len(maps) if isinstance(counts, int) else counts
+    level_of = [level for level, count in enumerate(counts) for _ in range(count)]
+    offsets = offsets.reshape(BATCH, QUERIES, HEADS, sum(counts), 2)
     logits = np.exp(project(query, layer.attention_weights)).reshape(BATCH, QUERIES, HEADS, -1)
     weights = (logits / logits.sum(axis=-1, keepdims=True)).reshape(offsets.shape[:-1])
     locations = np.zeros(offsets.shape)
-    for b, q, head, level, p in np.ndindex(*offsets.shape[:-1]):
+    for b, q, head, p in np.ndindex(*offsets.shape[:-1]):
+        level = level_of[p]
         reference = points[b, q] if points.ndim == 3 else points[b, q, level]
         height, width = maps[level].shape[1:3]
         unit = [1 / width, 1 / height]
         if len(reference) == 4:
-            unit = reference[2:] / 2 / POINTS
-        locations[b, q, head, level, p] = reference[:2] + offsets[b, q, head, level, p] * unit
-    sums = oracles.multi_scale_deformable_attention(maps, locations, weights)
+            unit = reference[2:] / 2 / counts[level]
+        locations[b, q, head, p] = reference[:2] + offsets[b, q, head, p] * unit
+    sums = oracles.multi_scale_deformable_attention(
+        maps, locations, weights, num_points=counts, method=layer.method
+    )
     return project(sums, layer.output_proj)
 
 
@@ -67,6 +74,43 @@ def test_attention_equals_the_oracle(rng, shape, masked):
     masks = masks_of(rng) if masked else None
     actual = layer(*arguments, padding_masks=masks)
     assert relative_error(actual, expected(layer, *arguments, masks)) < TOLERANCE["float64"]
+
+
+@REFERENCES
+@pytest.mark.parametrize("method", ["default", "discrete"])
+def test_attention_with_points_of_each_map_equals_the_oracle(rng, shape, method):
+    layer, arguments = build(rng, shape, num_points=[3, 1], method=method)
+    assert relative_error(layer(*arguments), expected(layer, *arguments)) < TOLERANCE["float64"]
+    assert layer.sampling_locations(*arguments).shape == (BATCH, QUERIES, HEADS, 4, 2)
+    weights = layer.sampling_weights(arguments[0])
+    assert weights.shape == (BATCH, QUERIES, HEADS, 4)
+    np.testing.assert_allclose(tf.reduce_sum(weights, axis=-1), 1)
+
+
+def test_as_many_points_of_each_map_are_the_same_as_their_number(rng):
+    one, arguments = build(rng)
+    many, _ = build(rng, num_points=[POINTS, POINTS])
+    many.set_weights(one.get_weights())
+    np.testing.assert_array_equal(many(*arguments), one(*arguments))
+
+
+def test_points_of_each_map_start_in_steps_of_their_own():
+    layer = tfd.layers.MultiScaleDeformableAttention(4, 2, num_points=[3, 1])
+    layer.build((None, None, 4), (None, None, 2), [(None, None, None, 5)] * 2)
+    offsets = layer.sampling_offsets.bias.numpy().reshape(4, 4, 2)
+    np.testing.assert_allclose(offsets[0], [[1, 0], [2, 0], [3, 0], [1, 0]], atol=1e-6)
+
+
+def test_discrete_attention_trains_all_but_its_places(rng):
+    layer, arguments = build(rng, method="discrete")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(*arguments) ** 2)
+    found = dict(
+        zip((w.path for w in layer.weights), tape.gradient(loss, layer.weights), strict=True)
+    )
+    for path, gradient in found.items():
+        learns = gradient is not None and np.any(gradient)
+        assert learns == ("sampling_offsets" not in path), path
 
 
 def test_heads_start_by_looking_all_around_with_equal_weights():
@@ -198,6 +242,23 @@ def test_a_bad_option_is_named(option):
     options = {"num_heads": 2, "key_dim": 3, option: 0}
     with pytest.raises(ValueError, match=rf"^{option} must .+, received 0"):
         tfd.layers.MultiScaleDeformableAttention(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("num_points", [3, 0]), ("num_points", [2.5]), ("num_points", None), ("method", "nearest")],
+)
+def test_bad_points_of_each_map_and_methods_are_named(option, value):
+    with pytest.raises(ValueError, match=rf"^{option} must .+, received "):
+        tfd.layers.MultiScaleDeformableAttention(2, 3, **{option: value})
+
+
+def test_other_maps_than_there_are_numbers_of_points_are_named():
+    layer = tfd.layers.MultiScaleDeformableAttention(2, 3, num_points=[3, 6, 3])
+    with pytest.raises(
+        ValueError, match=r"^values must have a map for each of the 3 .+ received 2"
+    ):
+        layer.build((1, 2, 4), (1, 2, 2), [(1, 3, 3, 4)] * 2)
 
 
 @pytest.mark.parametrize("make", [np.zeros, keras.KerasTensor], ids=["eager", "symbolic"])

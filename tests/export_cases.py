@@ -15,6 +15,12 @@ def convolution(**options):
     return Case("DeformableConv2D", lambda: {"kernel_size": 3, **options}, (FEATURES,), IMAGES)
 
 
+def attention(**options):
+    """Returns a case of a MultiScaleDeformableAttention of two maps with these options."""
+    case = CASES["MultiScaleDeformableAttention"]
+    return Case(case.layer, lambda: {**case.options(), **options}, case.shapes, case.free)
+
+
 @keras.saving.register_keras_serializable("tests")
 class Guided(keras.layers.Layer):
     """A DeformableConv2D that is called on features and their guide."""
@@ -73,6 +79,8 @@ VARIANTS = {
         (FEATURES, TURNED_BOXES),
         (*IMAGES, (None, None, 5)),
     ),
+    "MultiScaleDeformableAttention, points of each map": attention(num_points=(3, 1)),
+    "MultiScaleDeformableAttention, discrete": attention(num_points=2, method="discrete"),
     "DCNv3, exact GELU": Case("DCNv3", lambda: {"kernel_size": 3}, (FEATURES,), IMAGES),
     "SpatialTransformer, splines of a free size": Case(
         "SpatialTransformer",

@@ -354,22 +354,32 @@ def dcnv4(inputs, offset_mask, kernel_size, *, groups, **options):
 # Deformable attention
 
 
-def multi_scale_deformable_attention(values, locations, weights):
+def multi_scale_deformable_attention(
+    values, locations, weights, *, num_points=None, method="default"
+):
     """Returns [B, Q, H * D]; values [B, h, w, H * D] a level, locations [B, Q, H, L, P, (x, y)].
 
-    Locations are normalised, 0 and 1 being the images' edges; weights [B, Q, H, L, P].
+    Locations are normalised, 0 and 1 being the images' edges; weights [B, Q, H, L, P]. With the
+    points of each level in `num_points`, locations are [B, Q, H, sum of points, (x, y)].
     """
     locations, weights = _float64(locations), _float64(weights)
-    batch, queries, heads, levels, points, _ = locations.shape
+    batch, queries, heads, *points = locations.shape[:-1]
+    if num_points is None:
+        num_points = [points[1]] * points[0]
+    locations = locations.reshape(batch, queries, heads, sum(num_points), 2)
+    weights = weights.reshape(locations.shape[:-1])
+    level_of = [level for level, count in enumerate(num_points) for _ in range(count)]
     result = np.zeros((batch, queries, values[0].shape[-1]))
-    for b, q, head, level, p in np.ndindex(batch, queries, heads, levels, points):
+    for b, q, head, p in np.ndindex(batch, queries, heads, sum(num_points)):
         channels = _share(head, heads, result.shape[-1])
-        image = values[level][b]
-        x, y = locations[b, q, head, level, p]
-        point = y * image.shape[0] - 0.5, x * image.shape[1] - 0.5
-        result[b, q, channels] += linear_sample(
-            image[..., channels], np.array(point), weight=weights[b, q, head, level, p]
-        )
+        image = values[level_of[p]][b][..., channels]
+        size, place = np.array(image.shape[:2]), locations[b, q, head, p, ::-1]
+        weight = weights[b, q, head, p]
+        if method == "default":
+            result[b, q, channels] += linear_sample(image, place * size - 0.5, weight=weight)
+        elif np.all(np.isfinite(place)) and image.size:
+            y, x = np.clip(np.floor(place * size + 0.5), 0, size - 1).astype(int)
+            result[b, q, channels] += weight * image[y, x]
     return result
 
 

@@ -62,10 +62,10 @@ CALLS = {
     "multi_scale_deformable_attention": (
         [
             [image(2, 5, 7, 6), image(2, 3, 4, 6)],
-            RNG.random((2, 4, 3, 2, 5, 2)).astype(np.float32),
-            image(2, 4, 3, 2, 5),
+            RNG.random((2, 4, 3, 5, 2)).astype(np.float32),
+            image(2, 4, 3, 5),
         ],
-        {},
+        {"num_points": [3, 2], "method": "discrete"},
     ),
     "warp": ([FEATURES, image(2, 9, 7, 2)], {}),
     "integrate_velocity": ([image(2, 9, 7, 2)], {"steps": 3}),

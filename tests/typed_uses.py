@@ -65,6 +65,9 @@ def convolutions() -> None:
     tfd.ops.dcnv3(IMAGES, offset, offset, 3, padding="same", remove_center=True)
     tfd.ops.dcnv4(IMAGES, offset, (3, 3), groups=1, padding=1, offset_scale=0.5)
     tfd.ops.multi_scale_deformable_attention([IMAGES, IMAGES], offset, offset)
+    tfd.ops.multi_scale_deformable_attention(
+        [IMAGES, IMAGES], offset, offset, num_points=[3, 6], method="discrete"
+    )
     tfd.ops.deformable_conv(IMAGES, kernel, offset, padding="full")  # type: ignore[arg-type]
     tfd.ops.dcnv3(IMAGES, offset, offset, 3.0)  # type: ignore[arg-type]
     tfd.ops.dcnv4(IMAGES, offset, 3)  # type: ignore[call-arg]
@@ -117,6 +120,7 @@ def other_layers() -> None:
     tfd.layers.DeformableRoIPooling(7, offset_units=[32])
     tfd.layers.DeformablePSRoIPooling(7, 5, group_size=3, part_size=7)
     attention = tfd.layers.MultiScaleDeformableAttention(8, 4, num_points=2)
+    tfd.layers.MultiScaleDeformableAttention(8, 4, num_points=(3, 6, 3), method="discrete")
     attention.sampling_weights(IMAGES)
     tfd.layers.SpatialTransformer(output_size=32, transformation="similarity")
     tfd.layers.SpatialTransformer(
@@ -217,6 +221,9 @@ def tools(model: keras.Model, folder: pathlib.Path) -> None:
 
 
 def backbones(model: keras.Model) -> None:
+    paths: list[tuple[str, str]] = tfd.accelerate(model, sample=[IMAGES])
+    tfd.accelerate(model, undo=True).extend(paths)
+    tfd.accelerate(model, undo="yes")  # type: ignore[arg-type]
     model = tfd.deformable(model, ["conv5", model.layers[3]], train_offsets=False, modulated=True)
     tfd.deformable(model, lambda layer: layer.name.startswith("conv"), verbose=False)
     tfd.deformable(model, verbose="no")  # type: ignore[arg-type]

@@ -75,11 +75,11 @@ def deformable_ps_roi_pool(offset=None, channels=24, boxes=None, **options):
     return ops.deformable_ps_roi_pool(features, boxes, [0, 1, 0], offset, 2, **options)
 
 
-def attention(values=None, locations=None, weights=None):
+def attention(values=None, locations=None, weights=None, **options):
     values = [z(2, 5, 7, 6), z(2, 3, 4, 6)] if values is None else values
     locations = z(2, 4, 3, 2, 5, 2) if locations is None else locations
     weights = z(2, 4, 3, 2, 5) if weights is None else weights
-    return ops.multi_scale_deformable_attention(values, locations, weights)
+    return ops.multi_scale_deformable_attention(values, locations, weights, **options)
 
 
 def dcnv3(inputs=None, offset=None, mask=None, kernel_size=(3, 1), **options):
@@ -160,6 +160,19 @@ WRONG_SHAPES = [
     (attention, {"locations": z(2, 4, 3, 5, 2)}),
     (attention, {"weights": z(2, 4, 3, 2, 4)}),
     (attention, {"weights": z(2, 4, 3, 10)}),
+    (attention, {"num_points": 4}),
+    (attention, {"num_points": [3, 0]}),
+    (attention, {"num_points": [3, 2.0]}),
+    (attention, {"num_points": [3, 2, 1]}),
+    (attention, {"num_points": [5, 5]}, "locations"),
+    (attention, {"num_points": [3, 2], "locations": z(2, 4, 3, 4, 2)}, "locations"),
+    (
+        attention,
+        {"num_points": [3, 2], "locations": z(2, 4, 3, 5, 2), "weights": z(2, 4, 3, 4)},
+        "weights",
+    ),
+    (attention, {"method": "nearest"}),
+    (attention, {"method": None}),
     (dcnv3, {"inputs": z(5, 7, 4)}),
     (dcnv3, {"offset": z(2, 3, 7, 6)}),
     (dcnv3, {"offset": z(2, 5, 7, 12)}),
@@ -370,7 +383,9 @@ def options_of(function):
 @pytest.mark.parametrize("function", CALLS)
 def test_no_option_takes_what_it_is_not(function, wrong):
     for name, default in options_of(function).items():
-        if not isinstance(default, bool) or wrong is not True:
+        if (default is not None or wrong is not None) and (
+            not isinstance(default, bool) or wrong is not True
+        ):
             check_message((function, {name: wrong}), ValueError)
 
 

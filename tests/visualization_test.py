@@ -242,6 +242,21 @@ def test_attention_is_drawn_where_a_query_looks(rng, ax):
     assert markers[0] == markers[2] and markers[0] != markers[1]
 
 
+def test_points_of_each_map_are_drawn_with_its_marker(rng, ax):
+    layer = tfd.layers.MultiScaleDeformableAttention(2, 2, num_points=[3, 1])
+    inputs = (
+        rng.normal(size=(1, 3, 4)).astype("float32"),
+        np.full((1, 3, 2), 0.5, "float32"),
+        [np.zeros((1, 6, 5, 4), "float32"), np.zeros((1, 3, 2, 4), "float32")],
+    )
+    layer(*inputs)
+    visualization.plot_attention(IMAGE, layer, inputs, ax=ax)
+    assert [len(each.get_offsets()) for each in ax.collections] == [3, 1, 3, 1]
+    locations = layer.sampling_locations(*inputs).numpy()[0, 0]
+    found = np.concatenate([each.get_offsets() for each in ax.collections])
+    np.testing.assert_allclose(found, locations.reshape(8, 2) * [9, 12] - 0.5, atol=1e-5)
+
+
 def test_a_flow_leads_from_pixels_to_where_they_sample(rng, ax):
     flow = rng.normal(0, 2, (2, 30, 26, 2))
     image = rng.uniform(size=(30, 26))

@@ -18,6 +18,7 @@ if keras.config.backend() != "tensorflow":
     )
 
 from tf_deform import addons, boxes, callbacks, convert, layers, losses, ops, visualization
+from tf_deform.acceleration import accelerate
 from tf_deform.backbone import deformable
 from tf_deform.compiled import compiled_status, set_implementation, use_implementation
 from tf_deform.export import export_saved_model
@@ -27,6 +28,7 @@ from tf_deform.onnx_export import export_onnx
 __version__ = "0.1.0"
 
 __all__ = [
+    "accelerate",
     "addons",
     "boxes",
     "callbacks",

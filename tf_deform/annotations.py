@@ -37,6 +37,7 @@ Transformation: TypeAlias = Literal[
     "translation", "attention", "similarity", "affine", "projective", "thin_plate_spline"
 ]
 AngleUnit: TypeAlias = Literal["radians", "degrees"]
+AttentionMethod: TypeAlias = Literal["default", "discrete"]
 PoolReduction: TypeAlias = Literal["mean", "max"]
 Penalty: TypeAlias = Literal["l1", "l2"]
 # Of a keras.losses.Loss.

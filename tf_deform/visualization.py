@@ -246,34 +246,45 @@ def plot_attention(
         >>> ax = plot_attention(image, locations)
     """
     ax, image = drawing.shown(image, ax, "plot_attention")
-    reference = None
+    reference, counts = None, None
     if isinstance(layer, MultiScaleDeformableAttention):
         if not isinstance(inputs, list | tuple) or len(inputs) not in (3, 4):
             raise ValueError("inputs must be (query, reference_points, values)")
         reference = np.asarray(inputs[1], np.float64)[0]
         weights = layer.sampling_weights(inputs[0])
+        if isinstance(layer.num_points, tuple):
+            counts = layer.num_points
         layer = layer.sampling_locations(*inputs)
-    locations = _array("locations", layer, 6, 2)
+    locations = _array("locations", layer, 5 if counts else 6, 2)
     (query,) = _index("query", (query,), locations.shape[1:2])
     size = np.array(image.shape[1::-1])  # (width, height)
-    points = locations[0, query] * size - 0.5  # [heads, levels, points, 2]
+    points = locations[0, query] * size - 0.5
     share = np.ones(points.shape[:-1])
     if weights is not None:
         share = np.asarray(weights, np.float64)[0, query]
         share = share / (np.max(share) or 1)
-    for head, level in np.ndindex(*points.shape[:2]):
-        drawing.draw_points(
-            ax,
-            points[head, level],
-            drawing.COLOURS[head % len(drawing.COLOURS)],
-            np.maximum(share[head, level], 0),
-            marker=MARKERS[level % len(MARKERS)],
-        )
+    _draw_levels(ax, points, share, counts or points.shape[1] * points.shape[2:3])
     if reference is not None:
         x, y = np.reshape(reference[query], [-1, reference.shape[-1]])[0, :2] * size - 0.5
         drawing.draw_cross(ax, x, y)
     drawing.crop(ax, image)
     return ax
+
+
+def _draw_levels(ax, points, share, counts):
+    """Draws points `[heads, ..., 2]`, which lie level by level, `counts` of them each."""
+    heads = len(points)
+    ends = np.cumsum(counts)[:-1]
+    places = np.split(points.reshape([heads, -1, 2]), ends, axis=1)
+    shares = np.split(np.maximum(share, 0).reshape([heads, -1]), ends, axis=1)
+    for head, level in np.ndindex(heads, len(counts)):
+        drawing.draw_points(
+            ax,
+            places[level][head],
+            drawing.COLOURS[head % len(drawing.COLOURS)],
+            shares[level][head],
+            marker=MARKERS[level % len(MARKERS)],
+        )
 
 
 def plot_flow(image: Tensor, flow: Tensor, *, ax: Axes | None = None) -> Axes:

@@ -58,6 +58,12 @@ KNOWN: list[tuple[str, str, str]] = [
         "large images: `tfd.export_litert` says so, and writes the file with `check=False`.",
     ),
     (
+        "float16",
+        "other values of 'multi_scale_deformable_attention'",
+        'With `method="discrete"`, weights in float16 move some places to the next pixel: '
+        "`tfd.export_litert` says so, and writes the file with `check=False`.",
+    ),
+    (
         "dynamic",
         "batch_size != 0",
         "LiteRT's own convolution with weights in 8 bits refuses an empty batch.",

@@ -124,7 +124,12 @@ def second_gradients(form, arguments, given, upstream, targets=None):
             inner.watch(arguments)
             with switch.in_this_thread("portable"):
                 out = form(*arguments)
-        found = inner.gradient(out, [arguments[each] for each in targets], given)
+        found = inner.gradient(
+            out,
+            [arguments[each] for each in targets],
+            given,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
     upstream = [tf.cast(each, to.dtype) for each, to in zip(upstream, found, strict=True)]
     return outer.gradient(
         found, sources, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO

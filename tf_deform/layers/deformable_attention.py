@@ -10,9 +10,17 @@ import keras
 import tensorflow as tf
 
 from tf_deform import ops
-from tf_deform.annotations import Constraint, Initializer, Regularizer, Shape, Tensor
+from tf_deform.annotations import (
+    AttentionMethod,
+    Constraint,
+    Initializer,
+    Regularizer,
+    Shape,
+    Tensor,
+)
 from tf_deform.layers.projections import Projected
 from tf_deform.ops import validation
+from tf_deform.ops.deformable_attention import METHODS
 
 
 @keras.saving.register_keras_serializable("tf_deform")
@@ -27,7 +35,9 @@ class MultiScaleDeformableAttention(Projected):
     Args:
         num_heads: int.
         key_dim: int, channels of each head.
-        num_points: int, places for each head in each map.
+        num_points: int, places for each head in each map; or a list of ints, one for each map.
+        method: "default" samples the maps linearly; "discrete" reads the one pixel that
+            `ops.multi_scale_deformable_attention` says, and the places learn nothing.
 
     Call arguments:
         query: `[batch, queries, channels]`.
@@ -59,7 +69,8 @@ class MultiScaleDeformableAttention(Projected):
         num_heads: int,
         key_dim: int,
         *,
-        num_points: int = 4,
+        num_points: int | Sequence[int] = 4,
+        method: AttentionMethod = "default",
         kernel_initializer: Initializer = "glorot_uniform",
         bias_initializer: Initializer = "zeros",
         kernel_regularizer: Regularizer = None,
@@ -79,10 +90,16 @@ class MultiScaleDeformableAttention(Projected):
             bias_constraint=bias_constraint,
             **kwargs,
         )
-        validation.at_least(1, num_heads=num_heads, key_dim=key_dim, num_points=num_points)
+        validation.at_least(1, num_heads=num_heads, key_dim=key_dim)
+        if isinstance(num_points, list | tuple):
+            num_points = validation.integers("num_points", num_points, minimum=1)
+        else:
+            validation.at_least(1, num_points=num_points)
+        validation.choice("method", method, METHODS)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.num_points = num_points
+        self.method = method
 
     def build(
         self,
@@ -108,7 +125,12 @@ class MultiScaleDeformableAttention(Projected):
                 f"{query_shape}"
             )
         self.num_levels = len(maps)
-        width, places = query_shape[-1], self.num_heads * self.num_levels * self.num_points
+        if isinstance(self.num_points, tuple) and len(self.num_points) != len(maps):
+            raise ValueError(
+                f"values must have a map for each of the {len(self.num_points)} num_points, "
+                f"received {len(maps)}"
+            )
+        width, places = query_shape[-1], self.num_heads * sum(self._points_of_levels)
         dim = self.num_heads * self.key_dim
         self.sampling_offsets = self._predictor(
             places * 2, width, "sampling_offsets", bias_initializer=self._initial_offsets
@@ -130,6 +152,8 @@ class MultiScaleDeformableAttention(Projected):
             self._projected(values, masks),
             self._locations(query, reference_points, values),
             self._weights(query),
+            num_points=self.num_points if isinstance(self.num_points, tuple) else None,
+            method=self.method,
         )
         return self.output_proj(sums)
 
@@ -143,14 +167,15 @@ class MultiScaleDeformableAttention(Projected):
         """Returns where the layer samples: `[batch, queries, heads, levels, points, 2]`.
 
         The locations are normalised (x, y), 0 and 1 being the edges of the maps, in float32 or
-        wider. The arguments are those of the call.
+        wider. With a list of `num_points` they are `[batch, queries, heads, sum(num_points), 2]`.
+        The arguments are those of the call.
         """
         self._check_built()
         values, _ = self._maps(values, padding_masks)
         return self._locations(self._query(query), reference_points, values)
 
     def sampling_weights(self, query: Tensor) -> Tensor:
-        """Returns how much each sample counts, `[batch, queries, heads, levels, points]`."""
+        """Returns how much each sample counts, in the shape of the locations without the 2."""
         self._check_built()
         return self._weights(self._query(query))
 
@@ -163,6 +188,22 @@ class MultiScaleDeformableAttention(Projected):
     ) -> tuple[int | None, ...]:
         return tuple(query_shape)
 
+    @property
+    def _points_of_levels(self):
+        equal = not isinstance(self.num_points, tuple)
+        return (self.num_points,) * self.num_levels if equal else self.num_points
+
+    @property
+    def _level_of_points(self):
+        return [level for level, n in enumerate(self._points_of_levels) for _ in range(n)]
+
+    @property
+    def _points_shape(self):
+        """Returns the axes of levels and points: one axis if the levels' points may differ."""
+        if isinstance(self.num_points, tuple):
+            return [sum(self.num_points)]
+        return [self.num_levels, self.num_points]
+
     def _initial_offsets(self, shape, dtype=None):
         """Returns the flat offsets `[heads, levels, points, (x, y)]` of an untrained layer.
 
@@ -173,8 +214,12 @@ class MultiScaleDeformableAttention(Projected):
         for head in range(self.num_heads):
             angle = 2 * math.pi * head / self.num_heads
             x, y = math.cos(angle), math.sin(angle)
-            steps = [step / max(abs(x), abs(y)) for step in range(1, self.num_points + 1)]
-            offsets.append([(x * step, y * step) for step in steps] * self.num_levels)
+            steps = [
+                step / max(abs(x), abs(y))
+                for points in self._points_of_levels
+                for step in range(1, points + 1)
+            ]
+            offsets.append([(x * step, y * step) for step in steps])
         return tf.reshape(tf.constant(offsets, dtype), shape)
 
     def _query(self, query):
@@ -188,9 +233,9 @@ class MultiScaleDeformableAttention(Projected):
 
     def _weights(self, query):
         batch, queries, _ = validation.sizes(query)
-        shape = [batch, queries, self.num_heads, self.num_levels * self.num_points]
+        shape = [batch, queries, self.num_heads, sum(self._points_of_levels)]
         weights = tf.nn.softmax(tf.reshape(self.attention_weights(query), shape))
-        return tf.reshape(weights, [*shape[:3], self.num_levels, self.num_points])
+        return tf.reshape(weights, [*shape[:3], *self._points_shape])
 
     def _maps(self, values, masks):
         """Returns the feature maps, and their masks `[batch, height, width, 1]` or None."""
@@ -244,14 +289,18 @@ class MultiScaleDeformableAttention(Projected):
         points = validation.shaped("reference_points", points, expected, meaning)
         wide = tf.float64 if points.dtype == tf.float64 else tf.as_dtype(self._wide)
         # Batch and queries are one axis: LiteRT broadcasts tensors of five axes at most.
-        rows, levels = batch * queries, self.num_levels if own else 1
-        points = tf.reshape(tf.cast(points, wide), [rows, 1, levels, 1, coordinates])
-        shape = [rows, self.num_heads, self.num_levels, self.num_points, 2]
+        rows, of_level = batch * queries, self._level_of_points
+        points = tf.cast(points, wide)
+        points = tf.reshape(points, [rows, 1, self.num_levels if own else 1, coordinates])
+        if own:
+            points = tf.gather(points, of_level, axis=2)
+        shape = [rows, self.num_heads, len(of_level), 2]
         offsets = tf.reshape(tf.cast(self.sampling_offsets(query), wide), shape)
         if coordinates == 2:
             sizes = [validation.sizes(each)[2:0:-1] for each in values]  # (width, height)
-            unit = 1 / tf.reshape(tf.cast(sizes, wide), [self.num_levels, 1, 2])
+            unit = tf.gather(1 / tf.reshape(tf.cast(sizes, wide), [self.num_levels, 2]), of_level)
         else:
-            unit = points[..., 2:] * (0.5 / self.num_points)
+            counts = [[self._points_of_levels[level]] for level in of_level]
+            unit = points[..., 2:] * (0.5 / tf.constant(counts, wide))
         locations = points[..., :2] + offsets * unit
-        return tf.reshape(locations, [batch, queries, *shape[1:]])
+        return tf.reshape(locations, [batch, queries, self.num_heads, *self._points_shape, 2])

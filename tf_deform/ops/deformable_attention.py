@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import tensorflow as tf
 
-from tf_deform.annotations import Tensor
+from tf_deform.annotations import AttentionMethod, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import Table, sample_table
 from tf_deform.ops.symbolic import operator
 
+METHODS = get_args(AttentionMethod)
+
 
 @operator
 def multi_scale_deformable_attention(
-    values: Sequence[Tensor], locations: Tensor, weights: Tensor
+    values: Sequence[Tensor],
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    num_points: Sequence[int] | None = None,
+    method: AttentionMethod = "default",
 ) -> Tensor:
     """Returns `[batch, queries, heads * dim]`: for each query and head a weighted sum of samples.
 
@@ -28,15 +36,22 @@ def multi_scale_deformable_attention(
             float64; 0 and 1 are the outer edges of the edge pixels. The heads, levels and points
             must be known while tracing.
         weights: `[batch, queries, heads, levels, points]`, any floating dtype; used as they are.
+        num_points: list of ints, how many points each level has; `locations` are then `[batch,
+            queries, heads, sum(num_points), 2]` and `weights` without the 2, the points of the
+            first level before those of the next. None: each level has as many.
+        method: "default", or "discrete": a location reads the one pixel floor(location * size +
+            0.5), clamped into the map (half a pixel off the nearest, as published), and has no
+            gradient; one that is NaN or infinite reads 0.
 
     Returns:
         The sums in the dtype of `values`; half precision is accumulated in float32.
 
     Raises:
-        ValueError, TypeError: a shape or dtype that does not fit.
+        ValueError, TypeError: a shape, dtype or option that does not fit.
         InvalidArgumentError: the same where shapes are known only at run time.
 
-    Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159, equation 3, without its projections).
+    Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159, equation 3, without its projections);
+    points that differ by level and "discrete": Lv et al., "RT-DETRv2" (arXiv:2407.17140).
 
     Example:
         >>> values = [tf.reshape(tf.range(4.0), [1, 2, 2, 1]), tf.ones([1, 1, 1, 1])]
@@ -48,13 +63,17 @@ def multi_scale_deformable_attention(
     values = validation.feature_maps("values", values)
     locations = validation.floating("locations", locations)
     weights = validation.floating("weights", weights)
-    meaning = "[batch, queries, heads, levels, points, 2]"
+    validation.choice("method", method, METHODS)
+    levels = "levels, points"
+    counts: list[int | None] = [len(values), None]
+    if num_points is not None:
+        num_points = _points_of_levels(num_points, len(values))
+        levels, counts = "sum(num_points)", [sum(num_points)]
+    meaning = f"[batch, queries, heads, {levels}, 2]"
     batch, _, _, channels = validation.sizes(values[0])
-    locations = validation.shaped(
-        "locations", locations, [batch, None, None, len(values), None, 2], meaning
-    )
-    batch, queries, heads, levels, points, _ = validation.sizes(locations)
-    if not (validation.is_static(heads, levels, points) and heads and points):
+    locations = validation.shaped("locations", locations, [batch, None, None, *counts, 2], meaning)
+    batch, queries, heads, *sizes, _ = validation.sizes(locations)
+    if not (validation.is_static(heads, *sizes) and heads and all(sizes)):
         raise ValueError(
             f"locations must have shape {meaning} with known heads, levels and points of at least "
             f"1, received {locations.shape}"
@@ -67,19 +86,41 @@ def multi_scale_deformable_attention(
     weights = validation.shaped(
         "weights",
         weights,
-        [batch, queries, heads, levels, points],
-        "[batch, queries, heads, levels, points]",
+        [batch, queries, heads, *sizes],
+        f"[batch, queries, heads, {levels}]",
     )
+    return _sums(values, locations, weights, num_points or [sizes[1]] * len(values), method)
+
+
+def _points_of_levels(num_points, levels):
+    """Returns the points of each level as a tuple of as many ints."""
+    num_points = validation.integers("num_points", num_points, minimum=1)
+    if len(num_points) != levels:
+        raise ValueError(
+            f"num_points must have one number for each of the {levels} values, received "
+            f"{list(num_points)}"
+        )
+    return num_points
+
+
+def _sums(values, locations, weights, num_points, method):
+    """Returns the weighted sums; the levels' points lie one after the other."""
+    batch, queries, heads = validation.sizes(locations)[:3]
     wide = tf.float64 if tf.float64 in (values[0].dtype, locations.dtype) else tf.float32
-    # LiteRT slices tensors of five axes at most.
-    locations = tf.reshape(tf.cast(locations, wide), [batch, queries * heads, levels, points * 2])
+    places = tf.reshape(tf.cast(locations, wide), [batch, queries, heads, 2 * sum(num_points)])
+    places = tf.split(places, [2 * count for count in num_points], axis=-1)
+    weights = tf.reshape(weights, [batch, queries, heads, sum(num_points)])
+    weights = tf.split(weights, list(num_points), axis=-1)
     sums = []
-    for level, value in enumerate(values):
-        at = tf.reshape(locations[:, :, level], [batch, queries, heads, points, 2])
-        pixels = [
-            at[..., place] * tf.cast(size, wide) - 0.5
-            for place, size in zip((1, 0), validation.sizes(value)[1:3], strict=True)
-        ]
+    for value, at, weight, count in zip(values, places, weights, num_points, strict=True):
+        at = tf.reshape(at, [batch, queries, heads, count, 2])
+        sizes = [tf.cast(size, wide) for size in validation.sizes(value)[1:3]]
+        axes = [at[..., place] * size for place, size in zip((1, 0), sizes, strict=True)]
         table = Table.of(value, heads)
-        sums.append(sample_table(table, tf.stack(pixels, axis=-1), weights[:, :, :, level]))
+        if method == "default":
+            pixels = tf.stack([axis - 0.5 for axis in axes], axis=-1)
+            sums.append(sample_table(table, pixels, weight))
+        else:
+            pixels = tf.stop_gradient(tf.floor(tf.stack(axes, axis=-1) + 0.5))
+            sums.append(sample_table(table, pixels, weight, rule="border", taps="nearest"))
     return tf.cast(tf.add_n(sums), values[0].dtype)

@@ -158,9 +158,8 @@ def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
         points = tf.reshape(points, [batch, queries, 1, 1, len(axes)])
         out = compiled.weighted_sample(values, points)
         return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
-    taps_of = {"bilinear": _linear_taps, "nearest": _nearest_taps, "bicubic": _cubic_taps}
     taps = [
-        taps_of[interpolation](axis, size, placed)
+        _TAPS[interpolation](axis, size, placed)
         for axis, size in zip(axes, table.space, strict=True)
     ]
     at_edge = _at_lower_edge(axes) if (interpolation, padding_mode) == _RAMP else None
@@ -311,13 +310,13 @@ def _lone(values):
     return tf.reshape(values, [-1, 1, 1])
 
 
-def sample_table(table, points, weights=None, image_index=None, rule="zeros"):
+def sample_table(table, points, weights=None, image_index=None, rule="zeros", taps="bilinear"):
     """Returns `weighted_sample` of a table, under a border rule; takes its arguments unchecked."""
     rows, queries, *_ = validation.sizes(points)
-    if compiled.chosen():
+    if taps == "bilinear" and compiled.chosen():
         out = _sample_compiled(table, _positions(points, table), weights, image_index, rule)
         return tf.reshape(out, [rows, queries, table.channels])
-    return _sample_portable(table, points, weights, image_index, rule)
+    return _sample_portable(table, points, weights, image_index, rule, taps)
 
 
 def _sample_compiled(table, points, weights, image_index, rule):
@@ -337,7 +336,7 @@ def _sample_compiled(table, points, weights, image_index, rule):
     return tf.add_n(sums)
 
 
-def _sample_portable(table, points, weights, image_index, rule):
+def _sample_portable(table, points, weights, image_index, rule, taps="bilinear"):
     rows, queries, groups, per_query, _ = validation.sizes(points)
     channels = table.channels // table.groups
 
@@ -345,7 +344,7 @@ def _sample_portable(table, points, weights, image_index, rule):
         axes = unstacked(tf.transpose(points, [4, 3, 0, 1, 2]))
         if weights is not None:
             weights = tf.transpose(weights, [3, 0, 1, 2])
-        return sum_samples(table, padded, axes, weights, image_index, rule)
+        return sum_samples(table, padded, axes, weights, image_index, rule, taps)
 
     padded = table.rows()
     sums = sum_slices(
@@ -359,17 +358,19 @@ def _sample_portable(table, points, weights, image_index, rule):
     return tf.reshape(sums, [rows, queries, table.channels])
 
 
-def sum_samples(table, padded, axes, weights=None, image_index=None, rule="zeros", apart=False):
+def sum_samples(
+    table, padded, axes, weights=None, image_index=None, rule="zeros", taps="bilinear", apart=False
+):
     """Returns `[rows * queries * groups, channels / groups]`: sums of the weighted samples.
 
     padded: table.rows(). axes: each `[points, rows, queries, groups]`; weights alike or None. With
     `apart` the points are not added up, and come before the rows.
     """
+    at_edge = _at_lower_edge(axes) if (taps, rule) == _RAMP else None
     taps = [
-        _linear_taps(axis, size, functools.partial(place, rule=rule))
+        _TAPS[taps](axis, size, functools.partial(place, rule=rule))
         for axis, size in zip(axes, table.space, strict=True)
     ]
-    at_edge = _at_lower_edge(axes) if rule == "zeros" else None
     first = table.first_rows(image_index)
     return _sum_taps(table, padded, taps, first, weights, at_edge, apart)
 
@@ -413,7 +414,8 @@ def _linear_taps(p, size, place):
 
 
 def _nearest_taps(p, size, place):
-    return [(_cell(tf.round(place(p, size)), size), tf.ones_like(p))]
+    cell = _cell(tf.round(place(p, size)), size)
+    return [(cell, tf.cast(cell >= 0, p.dtype))]  # 1: LiteRT ends at an empty tf.ones_like
 
 
 def _cubic_taps(p, size, place):
@@ -428,6 +430,9 @@ def _cubic_taps(p, size, place):
         (_cell(place(lower + step, size), size), weight)
         for step, weight in zip((-1, 0, 1, 2), weights, strict=True)
     ]
+
+
+_TAPS = {"bilinear": _linear_taps, "nearest": _nearest_taps, "bicubic": _cubic_taps}
 
 
 def _cubic_near(x, a=-0.75):
