@@ -56,7 +56,7 @@ compiled.loading compiled.proof
 compiled.*
 compiled
 ops.validation ops.symbolic
-ops.gathering ops.turns
+ops.gathering ops.tables ops.turns
 ops.sampling
 ops.bins ops.correlation ops.deformable_conv ops.displacement
 ops.regions

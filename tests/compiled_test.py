@@ -24,7 +24,7 @@ from conftest import (
 )
 from tf_deform import ops
 from tf_deform.compiled import loading, location
-from tf_deform.ops import sampling
+from tf_deform.ops import sampling, tables
 
 DTYPES = ("float32", "float64")
 
@@ -187,7 +187,7 @@ def _attention(x, points, weights):
 
 
 def _levels(x, points, weights):
-    table = sampling.Table.of_levels([x, x[:, 1:, :2]], tf.constant([1, 0]))
+    table = tables.Table.of_levels([x, x[:, 1:, :2]], tf.constant([1, 0]))
     points, weights = tf.reshape(points, [2, 10, 1, 3, 2]), tf.reshape(weights, [2, 10, 1, 3])
     return sampling.sample_table(table, points, weights, tf.constant([0, 1]), rule="roi")
 

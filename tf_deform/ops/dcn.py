@@ -12,8 +12,9 @@ from tf_deform.ops.deformable_conv import (
     least_pixels,
     output_sizes,
 )
-from tf_deform.ops.sampling import Table, sample_table
+from tf_deform.ops.sampling import sample_table
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.tables import Table
 
 
 @operator

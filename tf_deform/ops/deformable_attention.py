@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from tf_deform.annotations import AttentionMethod, Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.sampling import Table, sample_table
+from tf_deform.ops.sampling import sample_table
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.tables import Table
 
 METHODS = get_args(AttentionMethod)
 

@@ -9,8 +9,9 @@ import tensorflow as tf
 from tf_deform import compiled, onnx_ops
 from tf_deform.annotations import Padding, PerAxis, Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.sampling import Table, sum_dtype, sum_samples, unstacked
+from tf_deform.ops.sampling import sum_dtype, sum_samples, unstacked
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.tables import Table
 from tf_deform.ops.turns import loop, sum_slices
 
 AT_ONCE = 2**26  # bytes of samples; above this their taps are taken in turns

@@ -18,8 +18,8 @@ from tf_deform.annotations import AngleUnit, PerAxis, PoolReduction, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.bins import pool_in_bins
 from tf_deform.ops.regions import TURNED, bins_at_rest, checked_arguments, levels_of, turned_bins
-from tf_deform.ops.sampling import Table
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.tables import Table
 
 ANGLE_UNITS = get_args(AngleUnit)
 

@@ -19,8 +19,8 @@ from tf_deform.ops.regions import (
     moved_bins,
     moved_bins_of_classes,
 )
-from tf_deform.ops.sampling import Table
 from tf_deform.ops.symbolic import operator
+from tf_deform.ops.tables import Table
 
 
 @operator
