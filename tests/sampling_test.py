@@ -245,6 +245,28 @@ def test_the_gradient_at_a_pixels_centre_is_the_forward_difference(rng, rank):
         assert relative_error(slopes[0, 0, 0, 0], ahead - image[pixel]) < TOLERANCE["float64"]
 
 
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_one_channel_is_sampled_as_each_of_many(rng, rank, padding_mode):
+    """The corners of a sample are read together where channels are few, and else one by one."""
+    space = [3, 5, 4][:rank]
+    places = np.concatenate([SPECIAL, np.arange(-4, 13) / 2])
+    points = rng.choice(places, [2, 300, rank])
+    values = rng.normal(size=[2, *space, 1])
+    values[(0, *[1] * rank)] = np.nan
+
+    def sample(values, points):
+        return ops.sample(values, points, padding_mode=padding_mode)
+
+    def sample_many(values, points):
+        return sample(tf.repeat(values, 17, axis=-1), points)[..., 3:4]
+
+    np.testing.assert_allclose(sample(values, points), sample_many(values, points), atol=1e-12)
+    found, expected = (gradients(each, values, points) for each in (sample, sample_many))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
 def test_at_minus_one_the_gradient_follows_the_corner_that_exists():
     """So do the gradients to the other coordinate: along the edge -1 every sample is 0."""
     values = np.array([[1.0, 2.0], [4.0, 8.0]]).reshape(1, 2, 2, 1)
