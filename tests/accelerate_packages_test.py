@@ -140,7 +140,7 @@ def test_fit_takes_the_same_step():
     losses = []
     for fast in (False, True):
         keras.utils.set_random_seed(0)
-        model = with_noise(MODELS["RT-DETR"]())
+        model = with_noise(MODELS["RF-DETR"]())
         inputs = inputs_of(model)
         targets = keras.tree.map_structure(np.zeros_like, model.predict(inputs, verbose=0))
         model.compile("sgd", loss=keras.tree.map_structure(lambda _: "mse", targets))
