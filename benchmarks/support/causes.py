@@ -38,8 +38,8 @@ KNOWN: list[tuple[str, str, str]] = [
     (
         "openvino",
         "minusOneCount",
-        "OpenVINO makes a reshape of a transposition where a map has a single point, and refuses it "
-        "for no images and no queries.",
+        "OpenVINO makes a reshape of a transposition where a map has a single point, and refuses "
+        "it for no images and no queries.",
     ),
     (
         "openvino",
