@@ -7,6 +7,8 @@ medians, over
 
 - plain tf.nn.conv2d of the same shape, for the modulated 3x3 deformable convolution;
 - tf.nn.depthwise_conv2d, for the same with as many groups as channels;
+- the kernels of onnxruntime and OpenVINO for it, forward, if they are there (make engines); see
+  engine_peers.py;
 - torch's affine_grid and grid_sample in the faster of its two memory formats, for the spatial
   transformer (affine grid, bilinear);
 - torchvision's deform_conv2d and roi_align, if torchvision is there: its wheel is linked to CUDA,
@@ -45,6 +47,7 @@ TARGETS = {
     "convolution training": 1.5,
     "depthwise forward": 0.8,
     "depthwise training": 1.5,
+    "engines": 0.8,
     "transformer": 0.35,
     "resampler": 0.5,
     "roi_align": 0.25,
@@ -54,6 +57,7 @@ TIMES = (1, 2, 4, 8, 16)
 PARTS = (
     "conv",
     "depthwise",
+    "engines",
     "transformer",
     "resampler",
     "torchvision",
@@ -82,6 +86,7 @@ def main():
     parts = {
         "conv": lambda: time_convolutions("convolution", rounds, kept),
         "depthwise": lambda: time_convolutions("depthwise", rounds, kept),
+        "engines": lambda: time_engines(rounds, kept),
         "transformer": lambda: time_transformers(rounds, kept),
         "resampler": lambda: time_resamplers(rounds, kept),
         "torchvision": lambda: time_torchvision(min(rounds, PEER_ROUNDS), kept),
@@ -135,6 +140,25 @@ def time_convolutions(kind, rounds, kept):
     for each in ("forward", "training"):
         verdict(f"{kind} {each}", [ratio[each]["compiled"] for ratio in ratios])
     return dict(zip(map(str, shapes), ratios, strict=True))
+
+
+def time_engines(rounds, kept):
+    if not all(map(importlib.util.find_spec, ("onnxruntime", "openvino"))):
+        print("\nonnxruntime and OpenVINO are not there: left out")
+        return None
+    import engine_peers
+
+    print("\nModulated 3x3 deformable convolution, forward: time over other engines'")
+    results = {}
+    for case in engine_peers.CASES[kept]:
+        seconds = engine_peers.in_blocks(engine_peers.contestants(case, common.THREADS), rounds)
+        mine = seconds.pop("ours")
+        ratios = {name: mine / each for name, each in seconds.items()}
+        cells = "".join(f"{name:>14} {ratio:5.2f}" for name, ratio in ratios.items())
+        print(f"  {case!s:36}{cells}", flush=True)
+        results[str(case)] = ratios
+    verdict("engines", [max(ratios.values()) for ratios in results.values()])
+    return results
 
 
 def time_transformers(rounds, kept):
