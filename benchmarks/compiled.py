@@ -20,12 +20,14 @@ medians, over
 Training is the forward pass and the gradients of everything. Memory is how much one call raises
 the peak of the process's resident memory, beyond its outputs and gradients: the kernels' buffers
 are not TensorFlow's. Scaling is the time a pixel at 1 to 16 times the batch and the area, over that
-at once. The results are written to benchmarks/results/compiled.json.
+at once. The results are written to benchmarks/results/compiled.json, those beside other engines to
+engines.json.
 """
 
 import argparse
 import ctypes
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -66,6 +68,7 @@ PARTS = (
     "memory",
 )
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
+ENGINES = RESULTS.with_name("engines.json")
 
 
 def main():
@@ -86,7 +89,7 @@ def main():
     parts = {
         "conv": lambda: time_convolutions("convolution", rounds, kept),
         "depthwise": lambda: time_convolutions("depthwise", rounds, kept),
-        "engines": lambda: time_engines(rounds, kept),
+        "engines": lambda: time_engines(rounds, kept, options.quick),
         "transformer": lambda: time_transformers(rounds, kept),
         "resampler": lambda: time_resamplers(rounds, kept),
         "torchvision": lambda: time_torchvision(min(rounds, PEER_ROUNDS), kept),
@@ -98,6 +101,7 @@ def main():
         part = parts[name]
         if options.only in (None, name):
             results[name] = part()
+    results.pop("engines", None)  # in a file of their own
     if not options.quick and options.only is None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
@@ -142,10 +146,10 @@ def time_convolutions(kind, rounds, kept):
     return dict(zip(map(str, shapes), ratios, strict=True))
 
 
-def time_engines(rounds, kept):
+def time_engines(rounds, kept, quick):
     if not all(map(importlib.util.find_spec, ("onnxruntime", "openvino"))):
         print("\nonnxruntime and OpenVINO are not there: left out")
-        return None
+        return
     import engine_peers
 
     print("\nModulated 3x3 deformable convolution, forward: time over other engines'")
@@ -158,7 +162,13 @@ def time_engines(rounds, kept):
         print(f"  {case!s:36}{cells}", flush=True)
         results[str(case)] = ratios
     verdict("engines", [max(ratios.values()) for ratios in results.values()])
-    return results
+    if not quick:
+        versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "openvino")}
+        about = {"hardware": {**common.hardware(), **versions}, "commit": common.commit()}
+        ENGINES.write_text(
+            json.dumps({**about, "rounds": rounds, "ratios": results}, indent=2) + "\n"
+        )
+        print(f"  written to {ENGINES}")
 
 
 def time_transformers(rounds, kept):

@@ -51,7 +51,7 @@ def main():
                 run()
             kept.append(time.perf_counter() - start)
     ratio = statistics.median(times[ours]) / statistics.median(times[theirs])
-    print(f"{HEAD}: {ratio:.2f} of OpenVINO's time ({tfd.compiled_status().devices or 'portable'})")
+    print(f"{HEAD}: {ratio:.2g} of OpenVINO's time ({tfd.compiled_status().devices or 'portable'})")
 
 
 def runners(shape, rois, output_size, samples, scale, clockwise):
