@@ -1,12 +1,13 @@
 """Weighted gathers: the one computation under every portable operator.
 
-All three functions are partial derivatives of one trilinear form,
+Three functions are partial derivatives of one trilinear form,
 
     f(table, weights, values) = sum over n, j, c of
         weights[j, n] * values[n, c] * table[index[j, n], c],
 
-so the gradient of each is the other two, at any order. A SavedModel cannot hold gradients of custom
-gradients: while one is written, the first gradient is plain sums, which TensorFlow differentiates.
+so the gradient of each is the other two, at any order. The first gradient of the
+fourth, `gather_cells`, is plain sums, which TensorFlow differentiates. A SavedModel cannot hold
+gradients of custom gradients: while one is written, the first gradients of the three are sums too.
 """
 
 import tensorflow as tf
