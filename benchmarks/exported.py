@@ -14,7 +14,7 @@ DeformableConv2D, a GridSample and a RoIAlign. Each file is run in its engine wi
 The engines take turns, one at a time with a pause before it; the C++ program runs before, between
 and after them. What an engine returns is compared with the model first. Printed are ratios of
 medians over the portable SavedModel's. The results are written to
-benchmarks/results/exported.json and, as a table, into docs/serving.md.
+benchmarks/results/exported.json and, as a table, into docs/exports.md.
 
 It needs the extra `engines` and the C++ program: `make bench-exported` makes both.
 """
@@ -42,7 +42,7 @@ import tf_deform as tfd
 from tf_deform.compiled import location
 
 RESULTS = Path(__file__).parent / "results" / "exported.json"
-PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
+PAGE = Path(__file__).parents[1] / "docs" / "exports.md"
 BEGIN, END = "<!-- benchmarks/exported.py: begin -->", "<!-- benchmarks/exported.py: end -->"
 SERVE = Path(__file__).parents[1] / "build" / "serving" / "serve"
 PARTS = 3  # of the rounds; the C++ program runs around each

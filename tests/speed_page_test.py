@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
 import speed
+
+ROOT = speed.ROOT
 
 
 @pytest.mark.parametrize("page", speed.PAGES)
