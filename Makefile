@@ -26,7 +26,7 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
-	bench-correlation bench-exported ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak \
+	bench-correlation bench-exported docs docs-serve guides ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak \
 	test-accelerate bench-accelerate bazel test-lowest goldens-addons support engines aarch64 release clean
 
 help: ## print these targets
@@ -53,12 +53,21 @@ pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=
 	@echo "==> Running examples/pictures.py $(ARGS)"
 	@$(RUN) examples/pictures.py $(ARGS)
 
+docs: $(VENV)/.has-docs ## build the site in build/site; warnings are errors
+	@$(RUN) docs/site/build.py $(ARGS)
+
+docs-serve: docs ## build the site and serve it on port 8000
+	@$(RUN) -m http.server --bind localhost --directory build/site 8000
+
+guides: $(VENV)/.has-guides ## run the guides that have changed (ARGS="NAME", ARGS=--quick: all of them shortened)
+	@$(RUN) docs/site/guides.py $(ARGS)
+
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes (some twenty minutes on two cores)"
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: ## check format, lint and types, build the library, run the tests and 1,000 hostile calls
-	@for stage in install format-check lint types ops test "fuzz ARGS="; do \
+check: ## check format, lint and types, build the site and the library, run the tests and 1,000 hostile calls
+	@for stage in install format-check lint types docs ops test "fuzz ARGS="; do \
 		start=$$(date +%s); \
 		$(MAKE) --no-print-directory $$stage || { echo "==> $$stage failed"; exit 1; }; \
 		echo "==> $$stage: $$(($$(date +%s) - start)) s"; \
