@@ -54,7 +54,7 @@ pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=
 	@$(RUN) examples/pictures.py $(ARGS)
 
 docs: $(VENV)/.has-docs ## build the site in build/site; warnings are errors
-	@$(RUN) docs/site/build.py $(ARGS)
+	@$(RUN) -m sphinx -q -W --keep-going -j auto -c docs/site -d build/site-doctrees $(ARGS) docs build/site
 
 docs-serve: docs ## build the site and serve it on port 8000
 	@$(RUN) -m http.server --bind localhost --directory build/site 8000
