@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "site")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import tf_deform
+import tf_deform  # noqa: E402
 
 project = "tf_deform"
 author = "The tf_deform authors"
@@ -35,7 +35,7 @@ myst_heading_anchors = 4
 # Pages are read on their own too, where a level of heading may be skipped for its size.
 suppress_warnings = ["myst.header"]
 
-python_maximum_signature_line_length = 80
+smartquotes = False
 add_module_names = True
 toc_object_entries_show_parents = "hide"
 
@@ -64,11 +64,11 @@ html_theme_options = {
     "navbar_persistent": ["search-button"],
     "header_links_before_dropdown": 7,
     "show_prev_next": True,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "layers": [], "support": []},
     "footer_start": ["copyright"],
     "footer_center": [],
     "footer_end": ["theme-version"],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
+html_sidebars = {"index": [], "installing": [], "layers": []}

@@ -189,7 +189,7 @@ def named(text: str) -> str | None:
 # Docstrings
 
 _HEADING = re.compile(
-    r"^(Args|Call arguments|Returns|Raises|Warns|Source|Sources|Example|Examples):(.*)$"
+    r"^(Args|Attributes|Call arguments|Returns|Raises|Warns|Source|Sources|Example|Examples):(.*)$"
 )
 _ENTRY = re.compile(r"^ {4}(\*{0,2}\w[\w, *]*?): +(.*)$")
 _TITLES = {"Args": "Arguments", "Call arguments": "Arguments of the call"}
@@ -218,10 +218,10 @@ def _part(title, lines):
     if title.startswith("Example"):
         return f"**Example**\n\n```pycon\n{textwrap.dedent(text).strip()}\n```"
     entries = [f"`{name}`\n: {body}" for name, body in _entries(lines)]
-    if title in ("Args", "Call arguments", "Raises", "Warns") and entries:
+    if title in ("Args", "Attributes", "Call arguments", "Raises", "Warns") and entries:
         return f"**{_TITLES.get(title, title)}**\n\n" + "\n\n".join(entries)
     prose = _prose("\n".join(line.strip() for line in lines).strip())
-    return f"**{title}** {prose}" if title.startswith("Source") else f"**{title}**\n\n{prose}"
+    return f"**{title}:** {prose}" if title.startswith("Source") else f"**{title}**\n\n{prose}"
 
 
 def _entries(lines):
@@ -302,7 +302,9 @@ def _guides(name, folder):
 def summary(name: str) -> str:
     """Returns the first sentence of a docstring."""
     paragraph = inspect.cleandoc(member(name).__doc__).partition("\n\n")[0]
-    return re.split(r"(?<=[.:])\s+(?=[A-Z])", " ".join(paragraph.split()))[0]
+    sentence = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(paragraph.split()))[0]
+    sentence = re.sub(r"^Returns `\[[^`]*\]`: ", "", sentence)
+    return sentence[0].upper() + sentence[1:]
 
 
 def _index() -> str:
@@ -316,7 +318,7 @@ def _index() -> str:
         groups = [
             group
             for group in GROUPS
-            if group.module in chosen or not chosen and group.module not in modules
+            if group.module in chosen or (not chosen and group.module not in modules)
         ]
         text.append(f"## {title}")
         for group in groups:
@@ -324,7 +326,9 @@ def _index() -> str:
                 f"| `{name.replace('tf_deform', 'tfd')}` | {_prose(summary(name))} |"
                 for name in group.entries
             ]
-            text.append("\n".join([f"### {group.title}", "", "| | |", "|---|---|", *rows]))
+            text.append(
+                "\n".join([f"### {group.title}", "", "| name | what it is |", "|---|---|", *rows])
+            )
         pages = [page for group in groups for page in _pages(group)]
         listed = "\n".join(dict.fromkeys(pages))
         text.append(f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{listed}\n```")
