@@ -30,10 +30,9 @@ class GuideParser(RSTParser):
         environment.note_dependency(str(guides.OUTPUTS / f"{path.stem}.json"))
         outputs = guides.kept(path)
         if outputs is None:
+            name = path.stem
             LOGGER.warning(
-                "its code is not the one that ran: make guides ARGS=%s",
-                path.stem,
-                location=str(path),
+                "docs/guides/%s.py is not the code that ran: make guides ARGS=%s", name, name
             )
         super().parse("\n".join(page(path, outputs)), document)
 
