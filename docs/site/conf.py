@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "site")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import reference  # noqa: E402
 import tf_deform  # noqa: E402
 
 project = "tf_deform"
@@ -42,7 +43,11 @@ toc_object_entries_show_parents = "hide"
 
 codeautolink_global_preface = "import keras\nimport tensorflow as tf\nimport tf_deform as tfd"
 codeautolink_concat_default = True
-codeautolink_warn_on_missing_inventory = False
+# Where classes and functions are defined, and under which names they stand in the reference.
+codeautolink_inventory_map = {
+    f"{thing.__module__}.{thing.__qualname__}": entry
+    for entry, thing in ((entry, reference.member(entry)) for entry in reference.ENTRIES)
+}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
