@@ -56,7 +56,9 @@ pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=
 	@$(RUN) examples/pictures.py $(ARGS)
 
 docs: $(VENV)/.has-docs ## build the site in build/site; warnings are errors
+	@rm -rf build/site build/site-doctrees  # what is read again alone is warned of again
 	@$(RUN) -m sphinx -q -W --keep-going -c docs/site -d build/site-doctrees $(ARGS) docs build/site
+	@echo "==> build/site/index.html"
 
 docs-serve: docs ## build the site and serve it on port 8000
 	@$(RUN) -m http.server --bind localhost --directory build/site 8000
