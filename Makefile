@@ -5,6 +5,8 @@ PYTHON ?= python3
 PYTHON_LOWEST ?= python3.11
 # Test processes; each holds a TensorFlow of its own.
 WORKERS ?= 2
+# The site is part of the check from Python 3.11 on, which Sphinx needs.
+DOCS_STAGE = $(shell $(PYTHON) -c 'import sys; print("docs" * (sys.version_info >= (3, 11)))')
 # Handed on to the script or to pytest.
 ARGS ?=
 
@@ -26,7 +28,7 @@ DEFINITIONS := import tensorflow as tf; find = tf.sysconfig; \
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo detect register rectify pictures test check install format-check lint types format bench \
-	bench-correlation bench-exported ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak \
+	bench-correlation bench-exported docs docs-serve guides ops sanitize fuzz fuzz-sanitized wheel wheels wheels-test serving soak \
 	test-accelerate bench-accelerate bazel test-lowest goldens-addons support engines aarch64 release clean
 
 help: ## print these targets
@@ -53,12 +55,23 @@ pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=
 	@echo "==> Running examples/pictures.py $(ARGS)"
 	@$(RUN) examples/pictures.py $(ARGS)
 
+docs: $(VENV)/.has-docs ## build the site in build/site; warnings are errors
+	@rm -rf build/site build/site-doctrees  # what is read again alone is warned of again
+	@$(RUN) -m sphinx -q -W --keep-going -c docs/site -d build/site-doctrees $(ARGS) docs build/site
+	@echo "==> build/site/index.html"
+
+docs-serve: docs ## build the site and serve it on port 8000
+	@$(RUN) -m http.server --bind localhost --directory build/site 8000
+
+guides: $(VENV)/.has-guides ## run the guides that have changed (ARGS="NAME", ARGS=--quick: all of them shortened)
+	@$(RUN) docs/site/guides.py $(ARGS)
+
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes (some twenty minutes on two cores)"
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: ## check format, lint and types, build the library, run the tests and 1,000 hostile calls
-	@for stage in install format-check lint types ops test "fuzz ARGS="; do \
+check: ## check format, lint and types, build the site and the library, run the tests and 1,000 hostile calls
+	@for stage in install format-check lint types $(DOCS_STAGE) ops test "fuzz ARGS="; do \
 		start=$$(date +%s); \
 		$(MAKE) --no-print-directory $$stage || { echo "==> $$stage failed"; exit 1; }; \
 		echo "==> $$stage: $$(($$(date +%s) - start)) s"; \

@@ -84,3 +84,21 @@ def test_signs_of_a_cell_are_joined_where_they_are_alike_and_lead_to_their_cause
     assert page.cell_text("onnx", several, column, notes) == "✓≠✗ [1](#causes) [2](#causes)"
     assert page.cell_text("onnx", None, column, notes) == "·"
     assert list(notes) == ["other values", "`RuntimeError: no`"]
+
+
+def test_the_summary_counts_the_outcomes_of_all_rows_of_a_layer_and_every_column():
+    good, bad = (dict.fromkeys(page.SIZES, outcome) for outcome in (0.0, "raised"))
+    titles = {"eager": "eager", "jit": "jit", "ai": "ai-edge-litert int8", "onnx": "Keras onnx"}
+    columns = {key: {"title": title, "tolerance": 0.1} for key, title in titles.items()}
+    rows = {
+        "RoIAlign": {"eager": good, "jit": bad, "onnx": {**good, "empty": 0.2}},
+        "RoIAlign, adaptive": {"eager": good, "jit": good},
+        "GridSample": {"ai": good},
+    }
+    lines = page.summary(columns, rows).splitlines()
+    assert lines[2] == "| `RoIAlign` | 9 of 12 | · | · | · | · | · | 2 of 3 |"
+    assert lines[3] == "| `GridSample` | · | · | ✓ | · | · | · | · |"
+    for column in page.load()["columns"].values():
+        assert [column["title"].startswith(each) for each in page.FAMILIES.values()].count(
+            True
+        ) == 1

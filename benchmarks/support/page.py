@@ -21,7 +21,22 @@ takes no such input, **{unknown}** was not run. One sign is of all sizes; three 
 sizes, of free ones (batch, height, width, boxes and queries are None) and of empty inputs (no
 images, no boxes, no queries). A number leads to the cause. {count} of the {all} cells that
 were run agree wherever the layer takes the inputs.
+
+## In short
+
+How many outcomes agree, over all of a layer's rows in the table below and the three kinds of sizes;
+**{good}** all of them.
 """
+# The columns of the summary, by how the titles of the cells' columns begin.
+FAMILIES = {
+    "TensorFlow,<br>Keras": ("eager", "jit", "mixed", "∂²", ".keras"),
+    "SavedModel": ("SavedModel",),
+    "LiteRT": ("LiteRT", "ai-edge-litert"),
+    "ONNX": ("ONNX",),
+    "OpenVINO": ("OpenVINO",),
+    "TensorFlow.js": ("TensorFlow.js",),
+    "other<br>exporters": ("Keras", "TFLite"),
+}
 
 
 def load():
@@ -84,9 +99,30 @@ def render(data):
         table.append(f"| {_code(name)} | {' | '.join(texts)} |")
     signs = {"good": GOOD, "wrong": WRONG, "failed": FAILED, "none": NONE, "unknown": UNKNOWN}
     head = HEAD.format(**signs, count=agree, all=run)
-    parts = [head, "\n".join(table), "\n## Causes\n", *_causes(notes)]
+    parts = [head, summary(columns, rows), "\n## Every cell\n", "\n".join(table)]
+    parts += ["\n## Causes\n", *_causes(notes)]
     parts += ["\n## Columns\n", _columns(columns), "\n## Errors\n", _errors(columns, rows)]
     return "\n".join(parts) + "\n"
+
+
+def summary(columns, rows):
+    """Returns a table with a row for each layer and a column for each family of engines."""
+    lines = ["| | " + " | ".join(FAMILIES) + " |", "|---" * (len(FAMILIES) + 1) + "|"]
+    for layer in dict.fromkeys(name.partition(",")[0] for name in rows):
+        texts = []
+        for titles in FAMILIES.values():
+            keys = [key for key in columns if columns[key]["title"].startswith(titles)]
+            good = [
+                is_good(outcome, columns[key]["tolerance"])
+                for name, row in rows.items()
+                for key in keys
+                if name.partition(",")[0] == layer and key in row
+                for outcome in row[key].values()
+            ]
+            full = GOOD if good else UNKNOWN
+            texts.append(full if all(good) else f"{sum(good)} of {len(good)}")
+        lines.append(f"| {_code(layer)} | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
 def _code(name):

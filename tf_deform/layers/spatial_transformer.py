@@ -100,12 +100,12 @@ class SpatialTransformer(_Sampler):
         localization: Keras layer or model from the inputs to features, which are flattened; None:
             the layer takes the parameters given.
         transformation: the kind, with its parameters in order:
-            "translation": (x, y), in 3-D (x, y, z);
-            "attention": (scale, x, y), in 3-D (scale, x, y, z);
-            "similarity": (scale, angle in radians, x, y);
-            "affine": 2 x 3 row by row, in 3-D 3 x 4;
-            "projective": 3 x 3 row by row, the first 8, the last being 1;
-            "thin_plate_spline": a displacement (x, y) for each control point, in their order.
+            - "translation": (x, y), in 3-D (x, y, z);
+            - "attention": (scale, x, y), in 3-D (scale, x, y, z);
+            - "similarity": (scale, angle in radians, x, y);
+            - "affine": 2 x 3 row by row, in 3-D 3 x 4;
+            - "projective": 3 x 3 row by row, the first 8, the last being 1;
+            - "thin_plate_spline": a displacement (x, y) for each control point, in their order.
         output_size: int, (height, width) or (depth, height, width); None: the inputs' own.
         interpolation: "bilinear", "nearest" (does not train the localisation) or "bicubic" (2-D).
         control_points: of the thin plate spline: int or (rows, columns) of a regular grid from -1
