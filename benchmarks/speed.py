@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGES = ("README.md", "docs/speed.md")
+PAGES = ("README.md", "docs/index.md", "docs/speed.md")
 BLOCK = re.compile(r"(<!-- benchmarks/speed.py: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 PASSES = ("forward", "training")
 
@@ -31,6 +31,7 @@ def render(text):
     compiled, portable, engines = (_load(name) for name in ("compiled", "portable", "engines"))
     blocks = {
         "readme": lambda: _readme(compiled, engines),
+        "landing": lambda: _landing(compiled),
         "summary": lambda: _summary(compiled, portable, engines),
         "convolution": lambda: _by_shape(
             compiled,
@@ -78,6 +79,16 @@ def _readme(compiled, engines):
         f"{1 / forward:.0f} times as fast as torchvision's, {1 / training:.0f} times in training, "
         f"{1 / onnxruntime:.1f} times as fast as onnxruntime's and {1 / openvino:.1f} times as "
         "fast as OpenVINO's ([by shape, losses included](docs/speed.md))."
+    )
+
+
+def _landing(compiled):
+    plain, _ = _means(compiled, "conv", "compiled")
+    forward, training = _means(compiled, "torchvision", "compiled")
+    return (
+        f"On two cores a deformable convolution takes {plain:.2f} times as long as TensorFlow's "
+        f"plain one. It is {1 / forward:.0f} times as fast as torchvision's, and "
+        f"{1 / training:.0f} times in training."
     )
 
 
