@@ -49,9 +49,10 @@ rectify: $(VENV)/.has-demo ## train a reader of curved text that straightens it 
 	@echo "==> Running examples/rectify_text.py $(ARGS)"
 	@$(RUN) examples/rectify_text.py $(ARGS)
 
-pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=--quick)
+pictures: $(VENV)/.has-demo ## draw the pictures of docs (ARGS=--quick)
 	@echo "==> Running examples/pictures.py $(ARGS)"
 	@$(RUN) examples/pictures.py $(ARGS)
+	@$(RUN) examples/coordinates_pictures.py $(ARGS)
 
 test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes (some twenty minutes on two cores)"
