@@ -71,7 +71,7 @@ def _save(figure, path):
 def pixels():
     """A sample between four pixel centres, and how much each counts."""
     figure, ax = _figure(3.8)
-    height, width, y, x = 3, 5, 0.75, 2.3
+    height, width, y, x = 3, 5, 0.75, 2.25
     _cells(ax, height, width)
     corners = [(row, column) for row in (0, 1) for column in (2, 3)]
     for row, column in corners:
