@@ -51,9 +51,10 @@ rectify: $(VENV)/.has-demo ## train a reader of curved text that straightens it 
 	@echo "==> Running examples/rectify_text.py $(ARGS)"
 	@$(RUN) examples/rectify_text.py $(ARGS)
 
-pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=--quick)
+pictures: $(VENV)/.has-demo ## draw the pictures of docs (ARGS=--quick)
 	@echo "==> Running examples/pictures.py $(ARGS)"
 	@$(RUN) examples/pictures.py $(ARGS)
+	@$(RUN) examples/coordinates_pictures.py $(ARGS)
 
 docs: $(VENV)/.has-docs ## build the site in build/site; warnings are errors
 	@rm -rf build/site build/site-doctrees  # what is read again alone is warned of again

@@ -146,7 +146,7 @@ def test_seed(seed):
     return 2 * seed + 1
 
 
-def fit(model, images, labels, epochs):
+def fit(model, images, labels, epochs, callbacks=()):
     """Trains the model once through the images, in `epochs` parts."""
     steps = len(images) // epochs // BATCH_SIZE
     rate = keras.optimizers.schedules.CosineDecay(
@@ -169,6 +169,7 @@ def fit(model, images, labels, epochs):
         epochs=epochs,
         steps_per_epoch=steps,
         shuffle=False,  # already is
+        callbacks=list(callbacks),
         verbose=1 if sys.stdout.isatty() else 2,  # a bar, or in a log a line an epoch
     )
 
