@@ -119,8 +119,7 @@ compare("ONNX", returned)
 # ------------------
 #
 # A LiteRT file, formerly TensorFlow Lite, needs built-in operators alone. In full it is
-# as exact as the others. ``quantize="float16"`` halves it, ``"dynamic"`` stores the weights in 8
-# bits.
+# as exact as the others. ``quantize="float16"`` stores the weights in 16 bits, ``"dynamic"`` in 8.
 
 
 def run_litert(path):
