@@ -97,7 +97,9 @@ def with_head(base, name, head=None):
     """Returns a classifier on the base, whose head starts with the weights of another one."""
     images = keras.Input((32, 32, 1))
     dense = keras.layers.Dense(10, name="head")
-    model = keras.Model(images, dense(keras.layers.GlobalAveragePooling2D()(base(images))), name=name)
+    model = keras.Model(
+        images, dense(keras.layers.GlobalAveragePooling2D()(base(images))), name=name
+    )
     if head is not None:
         dense.set_weights(head.get_weights())
     return model
@@ -126,8 +128,8 @@ report("and of untidy ones", original)
 # ------------------
 #
 # We freeze the base *before* we convert it. That tells ``tfd.deformable`` what to do: of a frozen
-# convolution the offsets alone are trained. Left to itself, it takes the last three convolutions with
-# a kernel larger than 1, as the paper does.
+# convolution the offsets alone are trained. Left to itself, it takes the last three convolutions
+# with a kernel larger than 1, as the paper does.
 #
 # - ``modulated=True`` lets every tap also say how much it counts.
 # - ``max_offset`` is how far a tap may go, in pixels of the features.
@@ -145,8 +147,8 @@ print(f"The copy's outputs differ by at most {difference:.0e}")
 # -----------------
 #
 # Now we train on the untidy digits, with the base still frozen. What moves are the offsets and the
-# head. `tfd.callbacks.OffsetMonitor` watches the offsets: how far they reach, in pixels, how many samples
-# leave the image, and whether some never move.
+# head. `tfd.callbacks.OffsetMonitor` watches the offsets: how far they reach, in pixels, how many
+# samples leave the image, and whether some never move.
 
 monitor = tfd.callbacks.OffsetMonitor(test[:64], log_dir=None)
 compile_and_fit(deformed, train, train_targets, 2e-3, 6, [monitor])
@@ -162,8 +164,8 @@ for name, statistics in monitor.statistics.items():
 # ---------------
 #
 # Kernels that have learned something are not to be torn apart. So everything is trained at a lower
-# learning rate. Setting ``trainable`` to False and then to True opens all layers, and after such a change Keras
-# needs a new ``compile``.
+# learning rate. Setting ``trainable`` to False and then to True opens all layers. After such a
+# change Keras needs a new ``compile``.
 
 deformable_base.trainable = False
 deformable_base.trainable = True
@@ -205,8 +207,6 @@ features = keras.Model(deformable_base.input, layer.input)
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.2), layout="constrained")
 for ax, digit in zip(axes, (2, 3, 5, 8), strict=True):
     image = test[np.flatnonzero(test_targets == digit)[2]]
-    tfd.visualization.plot_taps(
-        image, layer, features(image[None]), pixel=[(2, 4), (5, 3)], ax=ax
-    )
+    tfd.visualization.plot_taps(image, layer, features(image[None]), pixel=[(2, 4), (5, 3)], ax=ax)
     ax.set(xticks=[], yticks=[])
 plt.show()

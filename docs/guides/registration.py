@@ -42,6 +42,7 @@ brain = datasets.load_mni152_template(resolution=2).get_fdata(dtype="float32")
 slices = np.stack([brain[:, :, index] for index in range(24, 60)])[..., None]
 slices = tf.image.resize_with_crop_or_pad(slices / slices.max(), 112, 96)
 slices = tf.image.resize(slices, (56, 48), "area")
+random = np.random.default_rng(0)
 
 
 def bend(images):
@@ -53,7 +54,7 @@ def bend(images):
 
 def make_pairs(count):
     """Returns `[count, 56, 48, 2]`: moving images and fixed ones."""
-    chosen = tf.gather(slices, np.random.randint(len(slices), size=count))
+    chosen = tf.gather(slices, random.integers(len(slices), size=count))
     return tf.concat([bend(chosen), bend(chosen)], axis=-1).numpy()
 
 

@@ -76,12 +76,10 @@ def compare(name, returned):
 # ----------------------------------
 #
 # ``tfd.export_saved_model`` does what ``model.export`` does, and a little more. It can add a
-# signature that takes PNG and JPEG files, and it refuses to leave an operation that a stock server does
-# not know. The last folder is the version.
+# signature that takes PNG and JPEG files, and it refuses to leave an operation that a stock server
+# does not know. The last folder is the version.
 
-tfd.export_saved_model(
-    model, "outputs/serving/digits/1", image_size=(8, 8), image_scale=1 / 255
-)
+tfd.export_saved_model(model, "outputs/serving/digits/1", image_size=(8, 8), image_scale=1 / 255)
 served = tf.saved_model.load("outputs/serving/digits/1")
 for name, signature in sorted(served.signatures.items()):
     taken = signature.structured_input_signature[1]
@@ -143,7 +141,7 @@ for name, quantize in formats.items():
 
 fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 random = np.random.default_rng(0)
-for row, (name, difference) in enumerate(differences.items()):
+for row, difference in enumerate(differences.values()):
     spread = row + random.uniform(-0.25, 0.25, len(difference))
     ax.scatter(np.maximum(difference, 1e-9), spread, s=4, alpha=0.4)
 ax.set_xscale("log")

@@ -79,9 +79,9 @@ print(f"Rebuilt by the true disparity:      {error:.3f}")
 # Two losses
 # ----------
 #
-# **The photometric loss** says how unlike two images are. Plain differences of colours are fooled by
-# shadows and by the cameras' exposure. So we look at the sign of the difference between each pixel
-# and its neighbours, made soft: the *census transform*.
+# **The photometric loss** says how unlike two images are. Plain differences of colours are fooled
+# by the cameras' exposure. So we look at the sign of the difference between each pixel and its
+# neighbours, made soft: the *census transform*.
 
 
 def census(image, reach):
@@ -270,10 +270,10 @@ report("OpenCV, filled, everywhere", filled)
 report("Learned, everywhere", learned)
 
 # %%
-# OpenCV is more exact, and takes less than a second. It has been tuned for this task for years. What is
-# learned here comes from two short losses, gives every pixel an answer and is differentiable from
-# end to end. That is what it is good for: put a network where the variable stands, and the same
-# losses train it on any pair of videos, without labels.
+# OpenCV is more exact, on both counts. What is learned here comes from two short losses, gives
+# every pixel an answer, and gradients flow through all of it. That is what it is good for: put a
+# network where the variable stands, and the same losses train it on any pairs of photographs,
+# without labels.
 #
 # Most of what is wrong lies beside the motorcycle. One camera alone sees these places, so no
 # disparity rebuilds them.
