@@ -24,6 +24,7 @@ extensions = [
     "links",
     "offline",
     "reference",
+    "repository",
 ]
 exclude_patterns = ["site", "guides/outputs"]
 root_doc = "index"

@@ -9,16 +9,7 @@ from sphinx.parsers import RSTParser
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-# The order in which guides are shown; others follow by name.
-ORDER = ("spatial_transformer", "backbone", "detector", "registration", "stereo", "serving")
 LOGGER = logging.getLogger(__name__)
-
-
-def ordered() -> list[pathlib.Path]:
-    """Returns the guides' files in the order in which they are shown."""
-    return sorted(guides.paths(), key=lambda path: (*(path.stem == name for name in ORDER[::-1]),))[
-        ::-1
-    ]
 
 
 def thumbnail(path: pathlib.Path) -> str | None:
@@ -35,7 +26,8 @@ class GuideParser(RSTParser):
 
     def parse(self, inputstring, document):
         path = pathlib.Path(document["source"])
-        self.env.note_dependency(str(guides.OUTPUTS / f"{path.stem}.json"))
+        environment = document.settings.env
+        environment.note_dependency(str(guides.OUTPUTS / f"{path.stem}.json"))
         outputs = guides.kept(path)
         if outputs is None:
             LOGGER.warning(
@@ -92,7 +84,7 @@ class GuideCards(SphinxDirective):
         prefix = "" if self.env.docname.startswith("guides/") else "guides/"
         self.env.note_dependency(str(guides.OUTPUTS))
         lines = ["::::{grid} 1 2 2 3", ":gutter: 3", ""]
-        for path in ordered():
+        for path in guides.paths():
             title, _, *text = guides.blocks_of(path)[0].content.splitlines()
             intro = " ".join("\n".join(text).strip().split("\n\n")[0].split())
             lines += [f":::{{grid-item-card}} {title}", f":link: {prefix}{path.stem}"]
@@ -102,19 +94,9 @@ class GuideCards(SphinxDirective):
             lines += ["", intro.replace("``", "`"), ":::", ""]
         lines += ["::::", ""]
         if not prefix:
-            names = [path.stem for path in ordered()]
+            names = [path.stem for path in guides.paths()]
             lines += ["```{toctree}", ":hidden:", "", *names, "```"]
         return self.parse_text_to_nodes("\n".join(lines))
-
-
-def using(name: str) -> list[tuple[str, str]]:
-    """Returns the name and title of each guide whose code writes out `tfd.<name>`."""
-    found = []
-    for path in ordered():
-        code = "\n".join(block.content for block in guides.code_of(path))
-        if f"tfd.{name}(" in code or f"tfd.{name}\n" in code:
-            found.append((path.stem, guides.blocks_of(path)[0].content.splitlines()[0]))
-    return found
 
 
 def setup(app: Sphinx) -> dict:

@@ -23,6 +23,8 @@ from typing import NamedTuple
 GUIDES = pathlib.Path(__file__).resolve().parents[1] / "guides"
 OUTPUTS = GUIDES / "outputs"
 MAX_FIGURE = 400_000  # bytes
+# The order in which guides are shown; others follow by name.
+ORDER = ("spatial_transformer", "backbone", "detector", "registration", "stereo", "serving")
 
 
 class Block(NamedTuple):
@@ -34,8 +36,10 @@ class Block(NamedTuple):
 
 
 def paths() -> list[pathlib.Path]:
-    """Returns the guides' files."""
-    return sorted(GUIDES.glob("*.py"))
+    """Returns the guides' files in the order in which they are shown."""
+    places = {name: place for place, name in enumerate(ORDER)}
+    found = GUIDES.glob("*.py")
+    return sorted(found, key=lambda path: (places.get(path.stem, len(ORDER)), path.stem))
 
 
 def blocks_of(path: pathlib.Path) -> list[Block]:
@@ -70,6 +74,19 @@ def blocks_of(path: pathlib.Path) -> list[Block]:
 def code_of(path: pathlib.Path) -> list[Block]:
     """Returns the blocks of code."""
     return [block for block in blocks_of(path) if block.kind == "code"]
+
+
+def title_of(path: pathlib.Path) -> str:
+    """Returns a guide's title."""
+    return blocks_of(path)[0].content.splitlines()[0]
+
+
+def using(name: str) -> list[pathlib.Path]:
+    """Returns the guides whose code writes a name out, such as "tfd.ops.warp"."""
+    pattern = re.compile(rf"\b{re.escape(name)}\b(?!\.)")
+    return [
+        path for path in paths() if any(pattern.search(block.content) for block in code_of(path))
+    ]
 
 
 def hash_of(path: pathlib.Path) -> str:

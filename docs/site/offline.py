@@ -1,14 +1,16 @@
 """Checks the built pages: links and anchors exist, and nothing is loaded from elsewhere."""
 
+from __future__ import annotations
+
 import pathlib
 import re
 from html.parser import HTMLParser
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from sphinx.application import Sphinx
-from sphinx.util import logging
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
-LOGGER = logging.getLogger(__name__)
 # What a browser loads by itself, by tag and attribute.
 LOADED = {
     ("audio", "src"),
@@ -95,9 +97,11 @@ def _foreign(url):
 
 
 def _check(app: Sphinx, exception: Exception | None):
+    from sphinx.util import logging
+
     if exception is None and app.builder.name == "html":
         for fault in faults(pathlib.Path(app.outdir).resolve()):
-            LOGGER.warning(fault)
+            logging.getLogger(__name__).warning(fault)
 
 
 def setup(app: Sphinx) -> dict:

@@ -1,15 +1,19 @@
 """Writes the pages of the API reference, in Markdown, from the docstrings."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import pathlib
 import re
 import textwrap
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import guide_pages
-from sphinx.application import Sphinx
+import guides
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 PICTURES = pathlib.Path(__file__).resolve().parents[1] / "images" / "layers"
 
@@ -294,8 +298,8 @@ def group_page(group: Group) -> str:
 
 
 def _guides(name, folder):
-    found = guide_pages.using(name.removeprefix("tf_deform."))
-    links = ", ".join(f"[{title}]({folder}{stem}.py)" for stem, title in found)
+    found = guides.using(name.replace("tf_deform", "tfd"))
+    links = ", ".join(f"[{guides.title_of(path)}]({folder}{path.name})" for path in found)
     return [f"Guides that use it: {links}."] if found else []
 
 
