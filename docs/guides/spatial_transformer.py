@@ -191,6 +191,6 @@ plt.show()
 # - ``"attention"`` may only move and scale, ``"similarity"`` also turns. Fewer parameters learn
 #   sooner. ``"projective"`` suits photographs of flat things, ``"thin_plate_spline"`` what is bent.
 # - If training is unstable, let the localisation network learn more slowly than the rest.
-# - The layer also takes volumes, with `tfd.layers.SpatialTransformer` used the same way.
+# - The layer also takes volumes, ``[batch, depth, height, width, channels]``.
 # - For a grid of your own there is `tfd.layers.GridSample`, for a flow
 #   `tfd.layers.DenseImageWarp`.
