@@ -58,7 +58,7 @@ def make_pairs(count):
     return tf.concat([bend(chosen), bend(chosen)], axis=-1).numpy()
 
 
-train, test = make_pairs(64 if QUICK else 1500), make_pairs(64)
+train, test = make_pairs(64 if QUICK else 1000), make_pairs(64)
 print("Pairs to train on:", train.shape, "to test on:", test.shape)
 
 # %%
@@ -119,7 +119,7 @@ model.compile(
     loss_weights={"moved": 1.0, "velocity": 0.05},
 )
 targets = {"moved": train[..., 1:], "velocity": np.zeros([len(train), 1])}
-model.fit(train, targets, batch_size=32, epochs=1 if QUICK else 20, verbose=0)
+model.fit(train, targets, batch_size=32, epochs=1 if QUICK else 15, verbose=0)
 
 # %%
 # What has it learned?

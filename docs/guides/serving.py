@@ -15,6 +15,7 @@ compared with the model.
 
 import io
 import os
+import shutil
 import sys
 
 import keras
@@ -60,7 +61,8 @@ model.fit(train, labels[:1200], batch_size=32, epochs=1 if QUICK else 15, verbos
 expected = model.predict(test, verbose=0)
 print(f"The model reads {np.mean(expected.argmax(axis=1) == labels[1200:]):.1%} of the test digits")
 
-os.makedirs("outputs/serving", exist_ok=True)
+shutil.rmtree("outputs/serving", ignore_errors=True)
+os.makedirs("outputs/serving")
 differences = {}
 
 
