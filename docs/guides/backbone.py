@@ -69,7 +69,7 @@ def untidy(digits):
     return np.asarray(bend(placed, random.normal(0, 0.08, [len(digits), 18]).astype("float32")))
 
 
-draws = 1 if QUICK else 4
+draws = 1 if QUICK else 3
 train = np.concatenate([untidy(train_digits) for _ in range(draws)])
 train_targets = np.tile(train_labels, draws)
 test = np.concatenate([untidy(test_digits) for _ in range(2)])
@@ -118,7 +118,7 @@ def report(text, model):
 
 
 original = with_head(build_base(), "original")
-compile_and_fit(original, tidy(train_digits), train_labels, 2e-3, 12)
+compile_and_fit(original, tidy(train_digits), train_labels, 2e-3, 8)
 accuracy = original.evaluate(tidy(test_digits), test_labels, verbose=0)[1]
 print(f"{'The base reads of tidy digits':44} {accuracy:.1%}")
 report("and of untidy ones", original)
@@ -151,7 +151,7 @@ print(f"The copy's outputs differ by at most {difference:.0e}")
 # samples leave the image, and whether some never move.
 
 monitor = tfd.callbacks.OffsetMonitor(test[:64], log_dir=None)
-compile_and_fit(deformed, train, train_targets, 2e-3, 6, [monitor])
+compile_and_fit(deformed, train, train_targets, 2e-3, 5, [monitor])
 report("Offsets and head trained", deformed)
 for name, statistics in monitor.statistics.items():
     print(
@@ -169,7 +169,7 @@ for name, statistics in monitor.statistics.items():
 
 deformable_base.trainable = False
 deformable_base.trainable = True
-compile_and_fit(deformed, train, train_targets, 1e-3, 6)
+compile_and_fit(deformed, train, train_targets, 1e-3, 5)
 report("Deformable, everything trained", deformed)
 
 # %%
@@ -182,10 +182,10 @@ plain_base = keras.models.clone_model(base)
 plain_base.set_weights(base.get_weights())
 plain_base.trainable = False
 plain = with_head(plain_base, "plain", head)
-compile_and_fit(plain, train, train_targets, 2e-3, 6)
+compile_and_fit(plain, train, train_targets, 2e-3, 5)
 report("Plain, head trained", plain)
 plain_base.trainable = True
-compile_and_fit(plain, train, train_targets, 1e-3, 6)
+compile_and_fit(plain, train, train_targets, 1e-3, 5)
 report("Plain, everything trained", plain)
 for model in (plain, deformed):
     print(f"{model.name}: {model.count_params():,} weights")
@@ -203,10 +203,12 @@ for model in (plain, deformed):
 # more it counts.
 
 layer = deformable_base.get_layer("conv4")
-features = keras.Model(deformable_base.input, layer.input)
+features = keras.Model(deformable_base.inputs, layer.input)
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.2), layout="constrained")
 for ax, digit in zip(axes, (2, 3, 5, 8), strict=True):
     image = test[np.flatnonzero(test_targets == digit)[2]]
-    tfd.visualization.plot_taps(image, layer, features(image[None]), pixel=[(2, 4), (5, 3)], ax=ax)
+    tfd.visualization.plot_taps(
+        image, layer, features([image[None]]), pixel=[(2, 4), (5, 3)], ax=ax
+    )
     ax.set(xticks=[], yticks=[])
 plt.show()

@@ -149,6 +149,9 @@ print(f"Going there and back misses by {np.mean(residual):.4f} pixels on average
 # %%
 # The grid shows it best. It is warped like the image: where its lines draw together, the
 # image was squeezed.
+#
+# From left to right: the moving image, the fixed one, the moving one warped, its difference from
+# the fixed one, and the grid.
 
 grid = np.zeros([1, 56, 48, 1], "float32")
 grid[:, ::4] = grid[:, :, ::4] = 1
