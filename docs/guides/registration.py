@@ -1,0 +1,184 @@
+"""
+Register images with a network
+==============================
+
+A network finds by which smooth flow one brain becomes another. It learns from the images alone,
+with `tfd.layers.VelocityIntegration` and `tfd.layers.DenseImageWarp`.
+"""
+
+# %%
+# Two images of the same kind of thing never fit exactly. To *register* them is to find a flow: for
+# each pixel of the *fixed* image, where to look in the *moving* one.
+#
+# A classic program searches for this flow anew for each pair. A network learns once how to find it,
+# and then needs a fraction of a second. This is the idea of VoxelMorph. The guide is in 2-D, so
+# that it takes a minute or two; the same lines work in 3-D, see :doc:`/registration`.
+
+import sys
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from nilearn import datasets
+
+import tf_deform as tfd
+
+QUICK = "--quick" in sys.argv
+keras.utils.set_random_seed(0)
+
+# %%
+# Pairs of images
+# ---------------
+#
+# nilearn ships the MNI152 template, an average brain. We take slices of it, and bend each one
+# twice, at random. The two results are a pair.
+#
+# A random flow that does not fold is made like this: take a few random vectors, enlarge them to a
+# smooth field of velocities, and go along it for a while. The last step is
+# ``tfd.ops.integrate_velocity``, which has its layer, `tfd.layers.VelocityIntegration`.
+
+brain = datasets.load_mni152_template(resolution=2).get_fdata(dtype="float32")
+slices = np.stack([brain[:, :, index] for index in range(24, 60)])[..., None]
+slices = tf.image.resize_with_crop_or_pad(slices / slices.max(), 112, 96)
+slices = tf.image.resize(slices, (56, 48), "area")
+random = np.random.default_rng(0)
+
+
+def bend(images):
+    """Returns the images, each warped by a random smooth flow."""
+    coarse = tf.random.normal([len(images), 5, 4, 2], stddev=3.0)
+    velocity = tf.image.resize(coarse, images.shape[1:3], "bicubic")
+    return tfd.ops.warp(images, tfd.ops.integrate_velocity(velocity))
+
+
+def make_pairs(count):
+    """Returns `[count, 56, 48, 2]`: moving images and fixed ones."""
+    chosen = tf.gather(slices, random.integers(len(slices), size=count))
+    return tf.concat([bend(chosen), bend(chosen)], axis=-1).numpy()
+
+
+train, test = make_pairs(64 if QUICK else 1000), make_pairs(64)
+print("Pairs to train on:", train.shape, "to test on:", test.shape)
+
+# %%
+# The network
+# -----------
+#
+# A small U-Net sees both images and predicts a velocity. It does so at half the size, where smooth
+# fields are cheaper. The kernel of its last layer starts at zero, so the first flow is
+# no flow at all.
+
+pair = keras.Input((56, 48, 2), name="pair")
+
+
+def convolution(features, filters, strides=1):
+    return keras.layers.Conv2D(
+        filters, 3, strides, padding="same", activation="leaky_relu", kernel_initializer="he_normal"
+    )(features)
+
+
+half = convolution(convolution(pair, 16, strides=2), 32)
+quarter = convolution(convolution(half, 32, strides=2), 32)
+eighth = convolution(convolution(quarter, 48, strides=2), 48)
+up = keras.layers.UpSampling2D()(eighth)
+up = convolution(keras.layers.Concatenate()([up, quarter]), 48)
+up = keras.layers.UpSampling2D()(up)
+up = convolution(keras.layers.Concatenate()([up, half]), 32)
+velocity = keras.layers.Conv2D(
+    2, 3, padding="same", kernel_initializer="zeros", dtype="float32", name="velocity"
+)(up)
+
+# %%
+# Two layers do the geometry. `tfd.layers.VelocityIntegration` turns the velocity into a flow that
+# is smooth and can be inverted. `tfd.layers.DenseImageWarp` warps the moving image by it.
+
+flow = tfd.layers.VelocityIntegration(steps=5)(velocity)
+flow = tfd.ops.resize_flow(flow, (56, 48))
+moved = tfd.layers.DenseImageWarp(name="moved")(pair[..., :1], flow)
+
+model = keras.Model(pair, {"moved": moved, "velocity": velocity})
+find_flow = keras.Model(pair, flow)
+print(f"{model.count_params():,} weights")
+
+# %%
+# Two losses, no labels
+# ---------------------
+#
+# - `tfd.losses.NormalizedCrossCorrelation` asks that the moved image looks like the fixed one. It
+#   compares small windows, whatever their brightness.
+# - `tfd.losses.FlowSmoothness` asks that the velocity is smooth. It looks at the prediction alone,
+#   but Keras wants a target all the same, so we give it zeros.
+
+model.compile(
+    keras.optimizers.Adam(2e-3),
+    loss={
+        "moved": tfd.losses.NormalizedCrossCorrelation(window=9),
+        "velocity": tfd.losses.FlowSmoothness("l2"),
+    },
+    loss_weights={"moved": 1.0, "velocity": 0.05},
+)
+targets = {"moved": train[..., 1:], "velocity": np.zeros([len(train), 1])}
+model.fit(train, targets, batch_size=32, epochs=1 if QUICK else 15, verbose=0)
+
+# %%
+# What has it learned?
+# --------------------
+#
+# We look at pairs that the network has not seen. The flow must make the images alike, and it must
+# not fold: ``tfd.ops.jacobian_determinant`` says how much each place is stretched, and is below 0
+# where the flow folds.
+
+found = find_flow.predict(test, verbose=0)
+warped = tfd.ops.warp(test[..., :1], found).numpy()
+folded = np.mean(tfd.ops.jacobian_determinant(found) <= 0)
+similarity = tfd.losses.NormalizedCrossCorrelation(window=9)
+for name, images in {"before": test[..., :1], "after": warped}.items():
+    difference = np.abs(images - test[..., 1:]).mean()
+    unlike = float(similarity(test[..., 1:], images))
+    print(f"{name:7} mean difference {difference:.4f}, loss of similarity {unlike:.3f}")
+print(f"Folded: {folded:.3%} of the pixels. The longest displacement: {np.abs(found).max():.1f}")
+
+# %%
+# A flow also leads back. ``tfd.ops.invert_flow`` returns the way from the moving image to the
+# fixed one, and what is left of an error.
+
+inverse, residual = tfd.ops.invert_flow(found)
+print(f"Going there and back misses by {np.mean(residual):.4f} pixels on average")
+
+# %%
+# The grid shows it best. It is warped like the image: where its lines draw together, the
+# image was squeezed.
+#
+# From left to right: the moving image, the fixed one, the moving one warped, its difference from
+# the fixed one, and the grid.
+
+grid = np.zeros([1, 56, 48, 1], "float32")
+grid[:, ::4] = grid[:, :, ::4] = 1
+fig, axes = plt.subplots(3, 5, figsize=(8, 5.8), layout="constrained")
+titles = ("moving", "fixed", "moved", "difference", "grid")
+for row, number in zip(axes, (0, 5, 11), strict=True):
+    moving, fixed = test[number, ..., 0], test[number, ..., 1]
+    flow_here = found[number : number + 1]
+    pictures = [moving, fixed, warped[number, ..., 0], warped[number, ..., 0] - fixed]
+    pictures.append(1 - tfd.ops.warp(grid, flow_here).numpy()[0, ..., 0])
+    for ax, picture, title in zip(row, pictures, titles, strict=True):
+        signed = title == "difference"
+        colours = {"cmap": "RdBu", "vmin": -0.5} if signed else {"cmap": "gray", "vmin": 0}
+        ax.imshow(np.rot90(picture), vmax=0.5 if signed else 1, **colours)
+        ax.set(xticks=[], yticks=[])
+        if row is axes[0]:
+            ax.set_title(title)
+plt.show()
+
+# %%
+# From here to volumes
+# --------------------
+#
+# For 3-D replace ``Conv2D`` by ``Conv3D`` and give the shapes one more axis. The layers and losses
+# stay. ``make register`` trains such a network on whole brains and compares it with a classic
+# program; :doc:`/registration` shows the result. A guide to depth from two photographs, which
+# uses the same warp, is :doc:`stereo`.
+#
+# The template is Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal
+# Neurological Institute, McGill University.
