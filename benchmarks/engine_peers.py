@@ -5,7 +5,6 @@ constant of their models, which they may prepare once; ours is given with each c
 function: as their compiled models it is of one shape, and skips what a `tf.function` looks up.
 """
 
-import math
 import statistics
 import time
 from typing import NamedTuple
@@ -37,12 +36,6 @@ class Case(NamedTuple):
     groups: int = 1
     strides: int = 1
     dilation: int = 1
-
-    @property
-    def products(self):
-        """How many products of a sample and an element of the kernel are added up."""
-        outputs = math.prod(-(-size // self.strides) for size in (self.height, self.width))
-        return self.batch * outputs * SIZE**2 * self.channels // self.groups * self.filters
 
     def __str__(self):
         text = "x".join(map(str, self[:3])) + f" {self.channels}->{self.filters}"
@@ -126,18 +119,6 @@ def op_alone(case, *arrays):
     convolve = loading.load().library.tf_deform_deformable_conv
     options = {"strides": [case.strides] * 2, "dilations": [case.dilation] * 2}
     return lambda: convolve(inputs, kernel, offset, [mask], before, **options)
-
-
-def rate(rounds):
-    """Returns how many products a second NumPy's BLAS adds up, on all its threads."""
-    size = 1536
-    matrix = np.random.default_rng(0).normal(size=(size, size)).astype("float32")
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        np.matmul(matrix, matrix)
-        seconds.append(time.perf_counter() - start)
-    return size**3 / min(seconds)
 
 
 def in_onnxruntime(case, inputs, offset, mask, weights, threads):

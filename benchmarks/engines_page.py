@@ -33,14 +33,14 @@ def table(results):
     worst = mean([max(each.values()) for each in ratios.values()])
     hardware = ", ".join(f"{name} {value}" for name, value in results["hardware"].items())
     return [
-        f"| | over {' | over '.join(ENGINES)} | over the faster | ms | op alone | products alone |",
-        "|---|---|---|---|---|---|---|",
+        f"| | over {' | over '.join(ENGINES)} | over the faster | ms | op alone |",
+        "|---|---|---|---|---|---|",
         *(
             row(shape, [*(each[name] for name in ENGINES), max(each.values())])
             + row("", milliseconds[shape].values())[4:]
             for shape, each in ratios.items()
         ),
-        row("geometric mean", [*means, worst]) + " | | |",
+        row("geometric mean", [*means, worst]) + " | |",
         "",
         f"{hardware}; medians of {results['rounds']} rounds.",
     ]
