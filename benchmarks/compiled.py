@@ -17,11 +17,13 @@ medians, over
 - TensorFlow Addons' resampler, if `make goldens-addons` has made its environment: addons_peer.py
   runs it in a process of its own, and a call through the pipe takes some 0.05 ms more.
 
-Training is the forward pass and the gradients of everything. Memory is how much one call raises
+Offsets of convolutions are normal with a deviation of 2 pixels. Training is the forward pass and
+the gradients of everything; of a convolution it is the gradients of the sum of its outputs, for
+which TensorFlow leaves the forward pass out: its ratio is lower. Memory is how much one call raises
 the peak of the process's resident memory, beyond its outputs and gradients: the kernels' buffers
 are not TensorFlow's. Scaling is the time a pixel at 1 to 16 times the batch and the area, over that
 at once. The results are written to benchmarks/results/compiled.json, those beside other engines to
-engines.json.
+engines.json, from which engines_page.py writes the table of docs/engines.md.
 """
 
 import argparse
@@ -30,6 +32,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -46,13 +49,19 @@ import tf_deform as tfd
 
 TARGETS = {
     "convolution forward": 1.1,
-    "convolution training": 1.5,
+    "convolution training": 1.25,
     "depthwise forward": 0.8,
     "depthwise training": 1.5,
     "engines": 0.8,
     "transformer": 0.35,
     "resampler": 0.5,
     "roi_align": 0.25,
+}
+DEVIATION = 2  # of a convolution's offsets, in pixels
+HEADS, DIM, POINTS = 8, 32, 4  # of attention
+ATTENTION = {  # queries and maps
+    "encoder": (5625, [(60, 75), (30, 38), (15, 19)]),
+    "decoder": (300, [(80, 80), (40, 40), (20, 20)]),
 }
 PEER_ROUNDS = 3  # of torchvision's convolution, which takes seconds
 TIMES = (1, 2, 4, 8, 16)
@@ -64,6 +73,7 @@ PARTS = (
     "resampler",
     "torchvision",
     "roi_align",
+    "attention",
     "scaling",
     "memory",
 )
@@ -94,6 +104,7 @@ def main():
         "resampler": lambda: time_resamplers(rounds, kept),
         "torchvision": lambda: time_torchvision(min(rounds, PEER_ROUNDS), kept),
         "roi_align": lambda: time_roi_align(rounds),
+        "attention": lambda: time_attention(rounds),
         "scaling": lambda: time_scaling(rounds),
         "memory": lambda: measure_memory(kept),
     }
@@ -110,12 +121,30 @@ def main():
 
 def contestants_of(kind, shape):
     """Returns (function, arguments) of the deformable and of the plain convolution."""
-    inputs = common.convolution_inputs(shape)
+    inputs = convolution_inputs(shape)
     if kind == "depthwise":
         inputs["kernel"] = inputs["kernel"][:, :, :1, :1] + tf.zeros([3, 3, 1, shape[3]])
     plain = depthwise if kind == "depthwise" else common.plain
     arguments = list(inputs.values())
     return {"compiled": (common.deformable, arguments), "plain": (plain, arguments[:2])}
+
+
+def convolution_inputs(shape):
+    inputs = common.convolution_inputs(shape)
+    return {**inputs, "offset": DEVIATION * inputs["offset"]}
+
+
+def gradients_of_sum(function, arguments):
+    """Returns a call for the gradients of the sum of a function's outputs, under tf.function."""
+
+    @tf.function(autograph=False)
+    def gradients(*arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(arguments)
+            total = tf.reduce_sum(function(*arguments))
+        return tape.gradient(total, arguments)
+
+    return lambda: gradients(*arguments)
 
 
 def depthwise(inputs, kernel):
@@ -128,11 +157,10 @@ def time_convolutions(kind, rounds, kept):
     shapes = common.CONVOLUTIONS[kept]
     ratios = []
     for shape in shapes:
-        calls = {
-            (name, each): call
-            for name, (function, arguments) in contestants_of(kind, shape).items()
-            for each, call in common.compiled_calls(function, arguments, False).items()
-        }
+        calls = {}
+        for name, (function, arguments) in contestants_of(kind, shape).items():
+            calls[name, "forward"] = common.compiled_calls(function, arguments, False)["forward"]
+            calls[name, "training"] = gradients_of_sum(function, arguments)
         seconds = common.in_turns(calls, rounds)
         ratios.append(
             {
@@ -151,12 +179,14 @@ def time_engines(rounds, kept, quick):
         print("\nonnxruntime and OpenVINO are not there: left out")
         return
     import engine_peers
+    import engines_page
 
     print("\nModulated 3x3 deformable convolution, forward: time over other engines'")
-    results = {}
+    results, milliseconds = {}, {}
     for case in engine_peers.CASES[kept]:
         seconds = engine_peers.in_blocks(engine_peers.contestants(case, common.THREADS), rounds)
-        mine = seconds.pop("ours")
+        mine, op = seconds.pop("ours"), seconds.pop("op")
+        milliseconds[str(case)] = {"ours": 1e3 * mine, "op": 1e3 * op}
         ratios = {name: mine / each for name, each in seconds.items()}
         cells = "".join(f"{name:>14} {ratio:5.2f}" for name, ratio in ratios.items())
         print(f"  {case!s:36}{cells}", flush=True)
@@ -165,10 +195,10 @@ def time_engines(rounds, kept, quick):
     if not quick:
         versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "openvino")}
         about = {"hardware": {**common.hardware(), **versions}, "commit": common.commit()}
-        ENGINES.write_text(
-            json.dumps({**about, "rounds": rounds, "ratios": results}, indent=2) + "\n"
-        )
-        print(f"  written to {ENGINES}")
+        found = {"rounds": rounds, "ratios": results, "milliseconds": milliseconds}
+        ENGINES.write_text(json.dumps({**about, **found}, indent=2) + "\n")
+        engines_page.write()
+        print(f"  written to {ENGINES} and {engines_page.PAGE}")
 
 
 def time_transformers(rounds, kept):
@@ -260,7 +290,7 @@ def time_torchvision(rounds, kept):
     ratios = []
     shapes = common.CONVOLUTIONS[kept]
     for shape in shapes:
-        inputs = common.convolution_inputs(shape)
+        inputs = convolution_inputs(shape)
         ours = common.compiled_calls(common.deformable, list(inputs.values()), False)
         arrays = {name: x.numpy() for name, x in inputs.items()}
         arrays["kernel"] = arrays["kernel"].transpose(3, 0, 1, 2)  # [filters, 3, 3, channels]
@@ -316,6 +346,33 @@ def ratios_of(ours, theirs, rounds):
     }
 
 
+def time_attention(rounds):
+    """Times attention on each map alone and on all, beside the memory that its corners are."""
+    print("\nDeformable attention at random places, forward: milliseconds, GB/s of corners read")
+    rng = np.random.default_rng(0)
+    calls, corners = {}, {}
+    for name, (queries, maps) in ATTENTION.items():
+        for used in (*([each] for each in maps), maps):
+            values = [rng.normal(size=(1, *each, HEADS * DIM)) for each in used]
+            shape = [1, queries, HEADS, len(used), POINTS]
+            arrays = [*values, rng.uniform(size=(*shape, 2)), rng.uniform(size=shape)]
+            key = f"{name} {' '.join('x'.join(map(str, each)) for each in used)}", "forward"
+            arguments = [tf.constant(each, tf.float32) for each in arrays]
+            calls[key] = common.compiled_calls(attention, arguments, False)["forward"]
+            corners[key] = 4 * DIM * 4 * math.prod(shape)  # bytes, were all inside
+    seconds = common.in_turns(calls, rounds)
+    results = {}
+    for key, each in seconds.items():
+        results[key[0]] = {"milliseconds": 1e3 * each, "GB/s": corners[key] / each / 1e9}
+        print(f"  {key[0]:32}{1e3 * each:8.2f}{results[key[0]]['GB/s']:8.1f}")
+    return results
+
+
+def attention(*arguments):
+    *values, locations, weights = arguments
+    return tfd.ops.multi_scale_deformable_attention(values, locations, weights)
+
+
 def time_scaling(rounds):
     print("\nTime a pixel of the deformable convolution, over that of a single 1x56x56x64x64")
     results = {}
@@ -323,7 +380,7 @@ def time_scaling(rounds):
         calls = {}
         for times in TIMES:
             shape = (times, 56, 56, 64, 64) if what == "batch" else (1, 56 * times, 56, 64, 64)
-            inputs = list(common.convolution_inputs(shape).values())
+            inputs = list(convolution_inputs(shape).values())
             found = common.compiled_calls(common.deformable, inputs, False)
             calls |= {(times, each): call for each, call in found.items()}
         seconds = common.in_turns(calls, rounds)

@@ -71,17 +71,17 @@ class Convolution : Taps<S, kRank> {
     Products<S> products(plan_, &slices, false);
     const Buffer<T> packed(products.packed_size());
     products.PackKernel(pool, slices, kernel_, packed.get());
-    const double cost =
-        1.0 * kTile * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
-    ParallelFor(pool, CeilOfRatio(plan_.points, kTile), cost, [&](int64_t begin, int64_t end) {
+    const int64_t size = plan_.ForwardTile();
+    const double cost = 1.0 * size * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
+    ParallelFor(pool, CeilOfRatio(plan_.points, size), cost, [&](int64_t begin, int64_t end) {
       const int64_t width = slices[0].width();  // the widest
       const int64_t at_once = plan_.TapsAtOnce(width);
       const int64_t stride = Plan<T>::Stride(at_once * width);
-      const Buffer<T> columns(kTile * stride);
-      const Buffer<T> wide(kNarrow<S> ? kTile * sizes_.filters : 0);
+      const Buffer<T> columns(size * stride);
+      const Buffer<T> wide(kNarrow<S> ? size * sizes_.filters : 0);
       for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t first = tile * kTile;
-        const int64_t count = std::min(kTile, plan_.points - first);
+        const int64_t first = tile * size;
+        const int64_t count = std::min(size, plan_.points - first);
         T* const to = SumsOf(out + first * sizes_.filters, wide.get());
         for (const Slice& slice : slices) {
           for (int64_t tap = 0; tap < plan_.taps; tap += at_once) {

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "custom_ops/cpu/rows.h"
 
@@ -39,6 +41,12 @@ void Pack(const S* b, int64_t row_stride, int64_t column_stride, int64_t inner, 
     T* to = packed;
     for (int64_t k = 0; k < inner; ++k, to += kPanel<T>) {
       const S* from = b + k * row_stride + begin * column_stride;
+      if constexpr (std::is_same_v<S, T>) {
+        if (width == kPanel<T> && column_stride == 1) {
+          std::memcpy(to, from, kPanel<T> * sizeof(T));
+          continue;
+        }
+      }
       for (int64_t column = 0; column < width; ++column) {
         to[column] = Value(from[column * column_stride]);
       }

@@ -34,6 +34,30 @@ struct Whole {
 template <typename T, int kChannels>
 struct Few {
   typedef T Type __attribute__((vector_size(4 * sizeof(T))));
+#if TF_DEFORM_VECTOR_BYTES > 16
+  // Two lanes at once: lane by lane, three channels take twice as long as two.
+  static_assert(std::is_same_v<T, float> && kChannels <= 3);
+  Type Load(const float* from) const {
+    if constexpr (kChannels == 1) {
+      return _mm_load_ss(from);
+    } else {
+      double two;
+      std::memcpy(&two, from, sizeof two);
+      const __m128 low = _mm_castpd_ps(_mm_set_sd(two));
+      if constexpr (kChannels == 2) return low;
+      return _mm_movelh_ps(low, _mm_load_ss(from + 2));
+    }
+  }
+  void Store(float* to, Type x) const {
+    if constexpr (kChannels == 1) {
+      _mm_store_ss(to, x);
+    } else {
+      const double two = _mm_cvtsd_f64(_mm_castps_pd(x));
+      std::memcpy(to, &two, sizeof two);
+      if constexpr (kChannels == 3) _mm_store_ss(to + 2, _mm_movehl_ps(x, x));
+    }
+  }
+#else
   template <typename S>
   Type Load(const S* from) const {
     Type x = {};
@@ -45,6 +69,7 @@ struct Few {
 #pragma GCC unroll 4
     for (int lane = 0; lane < kChannels; ++lane) to[lane] = x[lane];
   }
+#endif
 };
 
 // The first `count` lanes of a vector, fewer than it has: what remains of a row.

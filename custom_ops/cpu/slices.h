@@ -19,6 +19,8 @@ namespace tf_deform {
 namespace {
 
 constexpr int64_t kTile = 144;         // output pixels, whole blocks of any instruction set
+constexpr int64_t kBlocks = 24;        // pixels that are whole blocks of any instruction set
+constexpr int64_t kManyTiles = 16;     // of which each thread finds about as many as the others
 constexpr int64_t kInnerBytes = 2048;  // of the samples of a pixel that are multiplied at once
 constexpr int64_t kLine = 32;          // channels: slices are whole lines
 
@@ -66,6 +68,11 @@ struct Plan {
   int64_t Filters(int64_t tap, int64_t channel) const {
     return (tap * group_channels + channel % group_channels) * sizes.filters +
            channel / group_channels * group_filters;
+  }
+
+  // The output pixels of a tile, forward: the fewer there are, the smaller it is.
+  int64_t ForwardTile() const {
+    return kBlocks * std::clamp<int64_t>(points / (kBlocks * kManyTiles), 1, 3);
   }
 
   // How many taps of so many channels are multiplied at once.
