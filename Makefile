@@ -49,7 +49,7 @@ rectify: $(VENV)/.has-demo ## train a reader of curved text that straightens it 
 	@echo "==> Running examples/rectify_text.py $(ARGS)"
 	@$(RUN) examples/rectify_text.py $(ARGS)
 
-pictures: $(VENV)/.has-demo ## draw the pictures of docs/visualization.md (ARGS=--quick)
+pictures: $(VENV)/.has-demo ## draw a picture of each layer into docs/images (ARGS=--quick)
 	@echo "==> Running examples/pictures.py $(ARGS)"
 	@$(RUN) examples/pictures.py $(ARGS)
 
