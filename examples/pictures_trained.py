@@ -155,19 +155,20 @@ def denoising(model, noise):
 
 
 def weighted_taps(model, name, scenes, index, noise):
-    """The taps that remove noise stay on the stroke: larger, the more one counts."""
+    """Where a pixel on a stroke looks to lose its noise: larger, the more a tap counts."""
     clean = scenes.shrunk()[index : index + 1]
     noisy = clean + np.random.default_rng(8).normal(0, noise, clean.shape).astype(np.float32)
     layer = model.get_layer(name)
     features = keras.Model(model.inputs, layer.input)([noisy])
     white = clean[0].min(axis=-1)
     rows, columns = np.nonzero(white[4:-4, 4:-4] > 0.97)
-    few = np.linspace(0, len(rows) - 1, 4).astype(int)
-    units = [(rows[each] + 4, columns[each] + 4) for each in few]
+    unit = rows[len(rows) // 3] + 4, columns[len(rows) // 3] + 4
     canvas = Canvas()
     axes, image = canvas.whole(), scenes.images[index]
-    visualization.plot_taps(image, layer, features, pixel=units, ax=axes)
-    fill(axes, image)
+    visualization.plot_taps(image, layer, features, pixel=unit, ax=axes)
+    y, x = (data.SHRINK * (place + 0.5) for place in unit)
+    fill(axes, image, (x - 32, y - 24, x + 32, y + 24))
+    axes.images[0].set_interpolation("bilinear")
     return canvas
 
 
