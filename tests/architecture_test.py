@@ -301,9 +301,9 @@ NormalizedCrossCorrelation(window=9, *, epsilon=1e-5, reduction="sum_over_batch_
     name="normalized_cross_correlation", dtype=None)
 FlowSmoothness(penalty="l2", *, reduction="sum_over_batch_size", name="flow_smoothness", dtype=None)
 OffsetMonitor(inputs, *, log_dir="logs", pictures=0)
-plot_taps(image, layer, inputs=None, *, pixel, ax=None)
-plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, ax=None)
-plot_grid(image, layer, inputs=None, *, align_corners=False, ax=None)
+plot_taps(image, layer, inputs=None, *, pixel, slice_index=None, ax=None)
+plot_bins(image, layer, inputs=None, *, roi=0, class_index=0, colour=None, numbered=True, ax=None)
+plot_grid(image, layer, inputs=None, *, align_corners=False, lines=8, ax=None)
 plot_attention(image, layer, inputs=None, *, query=0, weights=None, ax=None)
 plot_flow(image, flow, *, ax=None)
 """

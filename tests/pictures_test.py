@@ -1,4 +1,4 @@
-"""The example that draws the pictures of docs/visualization.md."""
+"""The example that draws a picture of each layer."""
 
 import importlib
 import re
@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+import tf_deform as tfd
+
 ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "docs" / "images" / "layers"
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +24,23 @@ def example():
         sys.path.remove(str(ROOT / "examples"))
 
 
-def test_the_script_draws_what_the_page_shows(example, tmp_path):
+def test_the_script_draws_every_layer(example, tmp_path):
     example.main(["--quick", "--output", str(tmp_path)])
-    shown = re.findall(r"\(images/(.*\.png)\)", (ROOT / "docs" / "visualization.md").read_text())
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(shown)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(tfd.layers.__all__)
     for path in tmp_path.iterdir():
-        assert tf.io.decode_png(path.read_bytes()).shape == (400, 400, 3)
+        assert tf.io.decode_png(path.read_bytes()).shape == (480, 640, 3)
 
 
-def test_the_pictures_of_the_page_are_small():
-    pictures = list((ROOT / "docs" / "images").glob("plot_*.png"))
-    assert len(pictures) == 6
-    assert max(path.stat().st_size for path in pictures) < 60_000
+def test_every_layer_has_a_small_picture():
+    pictures = list(PICTURES.iterdir())
+    assert sorted(path.name for path in pictures) == sorted(
+        f"{name}.png" for name in tfd.layers.__all__
+    )
+    assert max(path.stat().st_size for path in pictures) < 120_000
+    assert sum(path.stat().st_size for path in pictures) < 1_200_000
+
+
+def test_the_page_shows_every_layer():
+    page = (ROOT / "docs" / "visualization.md").read_text()
+    shown = re.findall(r"!\[[^]]+\]\(images/layers/(\w+)\.png\)", page)
+    assert sorted(shown) == sorted(tfd.layers.__all__)

@@ -232,11 +232,11 @@ def backbones(model: keras.Model) -> None:
 def pictures() -> None:
     image = IMAGES[0]
     ax = tfd.visualization.plot_taps(image, tf.zeros([1, 9, 7, 1, 9, 2]), pixel=[(2, 2), (5, 3)])
-    tfd.visualization.plot_bins(image, BOXES, (IMAGES, BOXES), roi=1, ax=ax)
-    tfd.visualization.plot_grid(image, tf.zeros([1, 4, 5, 2]), align_corners=True)
+    tfd.visualization.plot_bins(image, BOXES, (IMAGES, BOXES), roi=1, colour="k", numbered=False)
+    tfd.visualization.plot_grid(image, tf.zeros([1, 4, 5, 2]), align_corners=True, lines=4)
     tfd.visualization.plot_attention(image, tf.zeros([1, 1, 8, 2, 4, 2]), query=0).set_title("")
     tfd.visualization.plot_flow(image, tf.zeros([1, 9, 7, 2]), ax=ax)
-    tfd.visualization.plot_taps(image, BOXES, pixel=3)  # type: ignore[arg-type]
+    tfd.visualization.plot_taps(image, BOXES, pixel="3")  # type: ignore[arg-type]
     tfd.visualization.plot_grid(image, BOXES, align_corners="no")  # type: ignore[arg-type]
     tfd.visualization.plot_attention(image, BOXES, query="first")  # type: ignore[arg-type]
     tfd.visualization.plot_bins(image, BOXES, roi="first")  # type: ignore[arg-type]

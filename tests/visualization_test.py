@@ -106,6 +106,45 @@ def test_taps_of_an_offset_that_is_given(rng, ax):
     np.testing.assert_allclose((end - start)[:, ::-1], offset[0, 3, 3].reshape(-1, 2), atol=1e-5)
 
 
+def test_taps_of_a_signal_lie_on_its_curve_and_at_rest_beneath_it(rng, ax):
+    signal = rng.normal(size=20).astype("float32")
+    layer = layers.DeformableConv1D(2, 3, padding="same")
+    layer(signal[None, :, None])
+    for weight in layer.weights:
+        weight.assign(rng.normal(0, 0.5, weight.shape))
+    visualization.plot_taps(signal, layer, pixel=7, ax=ax)
+    rest, moved = scattered(ax)
+    expected = layer.sampling_positions(signal[None, :, None]).numpy()[0, 7, 0, :, 0]
+    on_curve = np.interp(expected, np.arange(20), signal)
+    np.testing.assert_allclose(moved, np.stack([expected, on_curve], axis=-1), atol=1e-5)
+    np.testing.assert_allclose(rest[:, 0], [6, 7, 8])
+    assert np.all(rest[:, 1] < signal.min())
+    np.testing.assert_allclose(lines(ax)[0][:, 1], signal)
+
+
+def test_taps_of_a_volume_are_drawn_in_the_slice_that_they_are_moved_to(rng, ax):
+    volume = rng.uniform(size=(1, 4, 8, 9, 1)).astype("float32")
+    layer = layers.DeformableConv3D(2, (3, 1, 1), padding="same")
+    offset = np.zeros([1, 4, 8, 9, 9], "float32")
+    offset[0, 2, 3, 5] = [0.8, -0.6, 0.7, 0.2, 1.5, 2.0, -2.2, 0.4, -0.3]
+    layer(volume, offset)
+    arguments = {"pixel": (2, 3, 5), "slice_index": 2, "ax": ax}
+    visualization.plot_taps(volume[0, 2], layer, (volume, offset), **arguments)
+    np.testing.assert_allclose(scattered(ax)[1], [[5.7, 2.4], [7.0, 4.5]], atol=1e-5)
+    np.testing.assert_allclose(scattered(ax)[0], [[5, 3], [5, 3]])
+
+
+def test_bins_and_grids_are_drawn_as_asked(ax):
+    boxes = np.ones([1, 1, 2, 2, 4]) * [1.0, 2, 5, 7]
+    visualization.plot_bins(IMAGE, boxes, colour="#123456", numbered=False, ax=ax)
+    assert {line.get_color() for line in ax.lines} == {"#123456"} and not ax.texts
+    few, many = (Figure(figsize=(8, 8)).add_subplot() for _ in range(2))
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 40), np.linspace(-1, 1, 40)), -1)[None]
+    visualization.plot_grid(IMAGE, grid, lines=3, ax=few)
+    visualization.plot_grid(IMAGE, grid, lines=12, ax=many)
+    assert (len(few.lines), len(many.lines)) == (2 * 2 + 2, 2 * 11 + 2)
+
+
 @pytest.mark.parametrize("name", ("DCNv3", "DCNv4"))
 def test_taps_of_a_depthwise_convolution(name, rng, ax):
     layer = getattr(layers, name)(groups=2)

@@ -8,7 +8,7 @@ import importlib
 import numpy as np
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#FFFFFF")
-REST, RIM = "#D0D0D0", "#202020"
+REST, RIM, CURVE = "#D0D0D0", "#202020", "#808080"
 FULL_SIZE = 3.2  # inches of axes from which on nothing is drawn smaller
 
 
@@ -33,6 +33,16 @@ def shown(image, ax, function):
     pixels = (image - low) / (high - low)
     ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
     return ax, image
+
+
+def shown_signal(signal, ax, function):
+    """Returns the axes, new ones if there are none, with the signal as a curve, and the signal."""
+    matplotlib("", function)
+    signal = np.asarray(signal, np.float64)
+    if ax is None:
+        _, ax = matplotlib(".pyplot", function).subplots(layout="constrained")
+    ax.plot(signal, color=CURVE, linewidth=1.6 * scale(ax), zorder=1)
+    return ax, signal
 
 
 def matplotlib(module, function="drawing"):

@@ -32,6 +32,7 @@ __all__ = ["plot_attention", "plot_bins", "plot_flow", "plot_grid", "plot_taps"]
 
 MARKERS = "os^DvP*X"  # of the levels of a pyramid
 PICTURE_SIZE = 400  # of what `png_of` returns
+_KINDS = {1: "signals", 2: "images", 3: "volumes"}
 LINES, ARROWS = 8, 12  # of a grid and of a flow, along the longer axis
 
 
@@ -44,24 +45,30 @@ def plot_taps(
     layer: DeformableConv | DCN | Tensor,
     inputs: Tensor | Sequence[Tensor] | None = None,
     *,
-    pixel: Sequence[int] | Sequence[Sequence[int]],
+    pixel: int | Sequence[int] | Sequence[Sequence[int]],
+    slice_index: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Returns the axes, with the taps of chosen output pixels where a convolution samples.
 
     A cross marks where an output pixel lies, small circles the taps at rest, and arrows lead from
     there to where they are moved; a tap is the larger and the more opaque the more its modulation
-    lets it count. Each pixel and group of channels has a colour.
+    lets it count. Each pixel and group of channels has a colour. A signal is drawn as a curve, with
+    the taps at rest beneath it.
 
     Args:
-        image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8.
-        layer: a built DeformableConv2D, DCNv3 or DCNv4; or the positions that one has returned,
-            `[batch, *output, groups, taps, 2]` in pixels of the image, which are drawn without
-            what is at rest.
+        image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8;
+            for a DeformableConv1D a signal `[steps]`.
+        layer: a built deformable convolution, DCNv3 or DCNv4; or the positions that one of images
+            has returned, `[batch, *output, groups, taps, 2]` in pixels of the image, which are
+            drawn without what is at rest.
         inputs: what the layer is called with, the features or a tuple (features, offset,
             modulation, guide), of which the batch's first is drawn. Features smaller than the image
             are enlarged to it. None: the image itself.
-        pixel: (row, column) of the layer's output, or a list of them.
+        pixel: (row, column) of the layer's output, or a list of them; of signals a step, of volumes
+            (slice, row, column).
+        slice_index: for a DeformableConv3D, which slice of its inputs the image is. Only the taps
+            that are moved nearest to it are drawn.
         ax: matplotlib axes to draw on; None: new ones.
 
     Raises:
@@ -74,27 +81,30 @@ def plot_taps(
         >>> _ = layer(tf.zeros([1, 12, 9, 3]))
         >>> ax = plot_taps(image, layer, pixel=[(2, 2), (8, 5)])
     """
-    ax, image = drawing.shown(image, ax, "plot_taps")
+    shown = drawing.shown_signal if np.ndim(image) == 1 else drawing.shown
+    ax, image = shown(image, ax, "plot_taps")
     rest, weights = None, None
     if isinstance(layer, DeformableConv | DCN):
-        positions, rest, weights = _taps(layer, _arguments(inputs, image), image)
+        positions, rest, weights = _taps(layer, _arguments(inputs, image), image, slice_index)
     else:
         positions = _array("positions", layer, 6, 2)
-    groups = positions.shape[-3]
+    *space, groups, _, rank = positions.shape[1:]
     if weights is not None:
         weights = weights.reshape(positions.shape[:-1]) / (np.max(weights) or 1)
-    for number, (row, column) in enumerate(np.atleast_2d(pixel)):
-        where = _index("pixel", (row, column), positions.shape[1:3])
+    for number, index in enumerate(np.reshape(pixel, [-1, rank])):
+        where = _index("pixel", index, space)
         for group in range(groups):
             colour = drawing.COLOURS[(number * groups + group) % len(drawing.COLOURS)]
             moved = positions[0][where][group]
-            still = None if rest is None else rest[0][where][group]
+            seen = np.rint(moved[:, 0]) == slice_index if rank == 3 else slice(None)
+            still = None if rest is None else _beneath(rest[0][where][group][seen], image)
             share = np.ones(len(moved)) if weights is None else weights[0][where][group]
-            drawing.draw_taps(ax, moved, still, share, colour)
+            drawing.draw_taps(ax, _on(moved[seen], image), still, share[seen], colour)
         if rest is not None:
-            y, x = np.mean(rest[0][where], axis=(0, 1))
+            y, x = np.mean(_beneath(rest[0][where][0], image), axis=0)
             drawing.draw_cross(ax, x, y)
-    drawing.crop(ax, image)
+    if rank > 1:
+        drawing.crop(ax, image)
     return ax
 
 
@@ -105,6 +115,8 @@ def plot_bins(
     *,
     roi: int = 0,
     class_index: int = 0,
+    colour: str | None = None,
+    numbered: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Returns the axes, with the bins of a region of interest where a layer pools them.
@@ -122,6 +134,8 @@ def plot_bins(
             offset), of which the batch's first is drawn. Boxes need none.
         roi: the number of the box in the batch's first.
         class_index: the number of the class whose bins are drawn, where classes have their own.
+        colour: matplotlib colour of the bins; None: orange.
+        numbered: whether to number the bins.
         ax: matplotlib axes to draw on; None: new ones.
 
     Raises:
@@ -155,9 +169,10 @@ def plot_bins(
         rest = _corners(_bins_of(rest, roi, 0))
         drawing.draw_boxes(ax, rest, drawing.REST, 0.8)
         drawing.draw_arrows(ax, drawing.middles(rest), drawing.middles(moved), drawing.COLOURS[1])
-    drawing.draw_boxes(ax, moved, drawing.COLOURS[0], 1.6)
+    drawing.draw_boxes(ax, moved, colour or drawing.COLOURS[0], 1.6)
+    numbered = numbered and drawing.scale(ax) > 0.7
     for number, (y, x) in enumerate(drawing.middles(moved)):
-        if math.isfinite(x + y) and drawing.scale(ax) > 0.7:
+        if numbered and math.isfinite(x + y):
             drawing.draw_text(ax, x, y, str(number))
     return ax
 
@@ -168,6 +183,7 @@ def plot_grid(
     inputs: Tensor | Sequence[Tensor] | None = None,
     *,
     align_corners: bool = False,
+    lines: int = LINES,
     ax: Axes | None = None,
 ) -> Axes:
     """Returns the axes, with the outline and some lines of a sampling grid over the input.
@@ -182,6 +198,7 @@ def plot_grid(
             image itself.
         align_corners: of a grid, whether -1 and 1 are the centres of the edge pixels, not their
             outer edges. A layer has its own.
+        lines: how many parts lines divide each axis of the grid into, on axes of full size.
         ax: matplotlib axes to draw on; None: new ones.
 
     Raises:
@@ -200,7 +217,7 @@ def plot_grid(
     grid = _array("grid", layer, 4, 2)[0]
     size = np.array(image.shape[1::-1])  # (width, height)
     points = (grid + 1) / 2 * (size - 1) if align_corners else ((grid + 1) * size - 1) / 2
-    rows, columns = (_spread(count, round(LINES * drawing.scale(ax))) for count in points.shape[:2])
+    rows, columns = (_spread(count, round(lines * drawing.scale(ax))) for count in points.shape[:2])
     for line in (*points[rows[1:-1]], *np.swapaxes(points, 0, 1)[columns[1:-1]]):
         drawing.draw_line(ax, line, drawing.COLOURS[1], 0.8)
     outline = [points[0], points[:, -1], points[-1, ::-1], points[::-1, 0]]
@@ -334,17 +351,24 @@ def png_of(draw):
 def _arguments(inputs, image):
     """Returns the arguments of a layer's call: those given, or a batch of the image alone."""
     if inputs is None:
+        image = image[..., None] if image.ndim == 1 else image
         return [tf.constant(image[None], tf.float32)]
     return inputs if isinstance(inputs, list | tuple) else [inputs]
 
 
-def _taps(layer, arguments, image):
-    """Returns positions and rest `[batch, *output, groups, taps, 2]` in the image, and weights."""
+def _taps(layer, arguments, image, slice_index):
+    """Returns positions and rest `[batch, *output, groups, taps, rank]` in the image, and weights.
+
+    Positions along the first axis of volumes remain slices of the inputs.
+    """
     features, *given = arguments
     first = getattr(layer, "data_format", "") == "channels_first"
     space = features.shape[2:] if first else features.shape[1:-1]
-    if len(space) != 2:
-        raise ValueError(f"layer must be of images, received inputs of {len(space)} axes")
+    expected = 1 if image.ndim == 1 else 2 if slice_index is None else 3
+    if len(space) != expected:
+        raise ValueError(
+            f"layer must be of {_KINDS[expected]}, received inputs of {len(space)} axes"
+        )
     offset, *modulation = given[:2] or [None]
     if offset is None:
         offset, *modulation = layer.predict_offset(features, *given[2:])
@@ -355,12 +379,28 @@ def _taps(layer, arguments, image):
         np.asarray(layer.sampling_positions(features, each, *modulation), np.float64)
         for each in (offset, tf.zeros_like(offset))
     )
-    enlarged = np.divide(image.shape[:2], space)
+    size = [*space[:-2], *image.shape[:2]] if expected > 1 else image.shape
+    enlarged = np.divide(size, space)
     moved, rest = ((each + 0.5) * enlarged - 0.5 for each in both)
     if weights is not None:
         weights = np.abs(np.asarray(weights, np.float64))
         weights = np.moveaxis(weights, 1, -1) if first else weights
     return moved, rest, weights
+
+
+def _on(points, image):
+    """Returns points `[n, rank]` as (y, x) in the picture; those of a signal lie on its curve."""
+    if image.ndim > 1:
+        return points[:, -2:]
+    return np.stack([np.interp(points[:, 0], np.arange(len(image)), image), points[:, 0]], axis=-1)
+
+
+def _beneath(points, image):
+    """Returns the same, but those of a signal lie beneath its curve."""
+    if image.ndim > 1:
+        return points[:, -2:]
+    low, high = np.nanmin(image), np.nanmax(image)
+    return np.stack([np.full(len(points), low - (high - low) / 4), points[:, 0]], axis=-1)
 
 
 def _bins_of(boxes, roi, class_index, entries=4):
