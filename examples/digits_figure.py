@@ -15,7 +15,7 @@ CANDIDATES = 300
 STRIDE = 4
 """Pixels of the image that a pixel of the deformable layer's features stands for."""
 
-NAMES = {"R": "rotated", "RTS": "turned, moved, scaled", "P": "in perspective", "E": "bent"}
+NAMES = {"R": "rotated", "RTS": "moved, scaled", "P": "in perspective", "E": "bent"}
 ROWS = ("input", "transformed", "taps")
 BEYOND, REST, MOVED = "#4A4F57", "#FFFFFF", "#E69F00"
 
@@ -23,7 +23,8 @@ BEYOND, REST, MOVED = "#4A4F57", "#FFFFFF", "#E69F00"
 def draw(trained, digits, labels, seed, path):
     """Draws the figure to `path`: pairs of columns, two poses of a test digit in each.
 
-    Of CANDIDATES test digits those are shown whose two poses the transformer makes most alike.
+    Of CANDIDATES test digits, the quarter whose two poses differ most are looked at, and of them
+    those are shown whose poses the transformer makes most alike.
 
     Args:
         trained: {(model, distortion): Keras model}, those of the transformer and deformable ones.
@@ -34,22 +35,27 @@ def draw(trained, digits, labels, seed, path):
     """
     kinds = list(dict.fromkeys(kind for _, kind in trained))
     kinds = [kinds[pair % len(kinds)] for pair in range(PAIRS)]
-    figure = plt.figure(figsize=(7.2, 4.15), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    # A narrow column stands between the pairs.
+    figure, grid = plt.subplots(
+        len(ROWS),
+        3 * PAIRS - 1,
+        figsize=(7.2, 3.7),
+        width_ratios=[1, 1, *[0.12, 1, 1] * (PAIRS - 1)],
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
     used = []
-    for pair, panel in enumerate(figure.subfigures(1, PAIRS, wspace=0.04)):
-        kind = kinds[pair]
-        axes = panel.subplots(len(ROWS), 2)
+    for pair, kind in enumerate(kinds):
+        axes = grid[:, 3 * pair : 3 * pair + 2]
         poses = _alike(trained["ST-CNN", kind], digits, labels, kind, seed, used)
         _draw_transformer(axes[:2], trained["ST-CNN", kind], poses)
         _draw_taps(axes[2], trained["Deformable CNN", kind], poses)
-        panel.suptitle(NAMES[kind], fontsize=12.5)
-        for axis in axes.flat:
-            axis.set(xticks=[], yticks=[], facecolor=BEYOND)
-            axis.spines[:].set_visible(False)
-        if pair == 0:
-            for axis, text in zip(axes[:, 0], ROWS, strict=True):
-                axis.set_ylabel(text, fontsize=12.5)
+        axes[0, 0].set_title(NAMES[kind], x=1.03, fontsize=13)
+    for axis in grid.flat:
+        axis.set(xticks=[], yticks=[], facecolor=BEYOND if axis.has_data() else "none")
+        axis.spines[:].set_visible(False)
+    for axis, text in zip(grid[:, 0], ROWS, strict=True):
+        axis.set_ylabel(text, fontsize=13)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -59,11 +65,12 @@ def _alike(model, digits, labels, kind, seed, used):
     poses = distort(np.tile(digits[:CANDIDATES], [2, 1, 1, 1]), kind, 1000 + seed)
     made = np.asarray(model.get_layer("spatial_transformer")(poses))
     poses, made = (each.reshape(2, -1, *each.shape[1:]) for each in (poses, made))
-    ratio = _difference(made) / _difference(poses)
+    apart = _difference(poses)
+    difference = _difference(made) + 100 * (apart < np.quantile(apart, 0.75))
     cut = (_ink_at_edges(poses) > 0.05) | (_ink_at_edges(made) > 0.05)
     small = made.sum(axis=(2, 3, 4)).min(axis=0) < 0.8 * poses.sum(axis=(2, 3, 4)).max(axis=0)
-    ratio[cut | small | np.isin(labels[: len(ratio)], used)] += 100
-    best = ratio.argmin()
+    difference[cut | small | np.isin(labels[: len(difference)], used)] += 100
+    best = difference.argmin()
     used.append(labels[best])
     return poses[:, best]
 
