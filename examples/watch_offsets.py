@@ -37,7 +37,7 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="trains for a moment only")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each (default: 3)")
     options = parser.parse_args(arguments)
-    trainings = distorted_digits.parse(["--quick"])
+    trainings = distorted_digits.parse(["--quick", "--data", "digits"])
     if options.quick:
         trainings.epochs, trainings.draws, options.seeds = 2, 1, 1
     print("| | offset_magnitude | out_of_bounds | dead_offsets | test error in % |")
@@ -56,7 +56,7 @@ def _train(changed, seed, trainings):
     train, test = distorted_digits.datasets(trainings, "RTS", seed)
     keras.utils.set_random_seed(seed)
     model = keras.models.clone_model(
-        digits_models.build_model("Deformable CNN"),
+        digits_models.build_model("Deformable CNN", 32),
         clone_function=lambda layer: type(layer).from_config(
             layer.get_config() | (changed if isinstance(layer, tfd.layers.DeformableConv2D) else {})
         ),

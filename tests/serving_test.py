@@ -98,7 +98,7 @@ def digits(tmp_path_factory):
     for weight in model.weights:
         weight.assign(weight + 0.1 * rng.random(weight.shape))
     tfd.export_saved_model(model, folder / "1")
-    np.save(folder / "images.npy", rng.random((64, 32, 32, 1), "float32"))
+    np.save(folder / "images.npy", rng.random((64, *model.input_shape[1:]), "float32"))
     return folder
 
 
