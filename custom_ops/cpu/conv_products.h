@@ -15,9 +15,9 @@
 namespace tf_deform {
 namespace {
 
-// The products of a dense or grouped convolution of numbers of type S, with factors of type A: T, or
-// pairs where the inner dimensions are even. Columns are [count, taps, channels of the slice], of
-// which rows are `stride` apart; the taps are those from `tap` on.
+// The products of a dense or grouped convolution of numbers of type S, with factors of type A: T,
+// or pairs where the inner dimensions are even. Columns are [count, taps, channels of the slice],
+// of which rows are `stride` apart; the taps are those from `tap` on.
 template <typename S, typename A, typename T = Wide<S>>
 class Products {
  public:
@@ -101,8 +101,8 @@ class Products {
     }
   }
 
-  // kernel_gradient += transposed columns * gradient. Columns of which factors are pairs are rounded
-  // where they lie.
+  // kernel_gradient += transposed columns * gradient. Where factors are pairs the columns are
+  // rounded where they lie.
   void AddKernelGradient(const Slice& slice, int64_t tap, int64_t taps, T* columns, int64_t stride,
                          const A* packed_gradient, int64_t count, T* kernel_gradient) const {
     if constexpr (kNumbers<A> == 2) PairRows(columns, stride, count, taps * slice.width());
