@@ -7,6 +7,8 @@ medians, over
 
 - plain tf.nn.conv2d of the same shape, for the modulated 3x3 deformable convolution;
 - tf.nn.depthwise_conv2d, for the same with as many groups as channels;
+- itself in float32, for the same as layers compute it under mixed_bfloat16: the inputs are in
+  bfloat16, the kernel is cast, offset and mask are float32;
 - the kernels of onnxruntime and OpenVINO for it, forward, if they are there (make engines); see
   engine_peers.py;
 - torch's affine_grid and grid_sample in the faster of its two memory formats, for the spatial
@@ -23,7 +25,8 @@ which TensorFlow leaves the forward pass out: its ratio is lower. Memory is how 
 the peak of the process's resident memory, beyond its outputs and gradients: the kernels' buffers
 are not TensorFlow's. Scaling is the time a pixel at 1 to 16 times the batch and the area, over that
 at once. The results are written to benchmarks/results/compiled.json, those beside other engines to
-engines.json, from which engines_page.py writes the table of docs/engines.md.
+engines.json, from which engines_page.py writes the table of docs/engines.md; those in bfloat16 to
+bfloat16.json.
 """
 
 import argparse
@@ -46,12 +49,15 @@ import portable as common
 import tensorflow as tf
 
 import tf_deform as tfd
+from tf_deform.compiled import loading
 
 TARGETS = {
     "convolution forward": 1.1,
     "convolution training": 1.25,
     "depthwise forward": 0.8,
     "depthwise training": 1.5,
+    "bfloat16 forward": 0.6,
+    "bfloat16 training": 0.6,
     "engines": 0.8,
     "transformer": 0.35,
     "resampler": 0.5,
@@ -65,9 +71,16 @@ ATTENTION = {  # queries and maps
 }
 PEER_ROUNDS = 3  # of torchvision's convolution, which takes seconds
 TIMES = (1, 2, 4, 8, 16)
+BFLOAT16 = [
+    (8, 28, 28, 128, 128),
+    (1, 50, 84, 256, 256),
+    (1, 14, 14, 256, 256),
+    (32, 7, 7, 256, 256),
+]
 PARTS = (
     "conv",
     "depthwise",
+    "bfloat16",
     "engines",
     "transformer",
     "resampler",
@@ -79,6 +92,7 @@ PARTS = (
 )
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 ENGINES = RESULTS.with_name("engines.json")
+IN_BFLOAT16 = RESULTS.with_name("bfloat16.json")
 
 
 def main():
@@ -99,6 +113,7 @@ def main():
     parts = {
         "conv": lambda: time_convolutions("convolution", rounds, kept),
         "depthwise": lambda: time_convolutions("depthwise", rounds, kept),
+        "bfloat16": lambda: time_bfloat16(rounds, kept, options.quick),
         "engines": lambda: time_engines(rounds, kept, options.quick),
         "transformer": lambda: time_transformers(rounds, kept),
         "resampler": lambda: time_resamplers(rounds, kept),
@@ -112,7 +127,8 @@ def main():
         part = parts[name]
         if options.only in (None, name):
             results[name] = part()
-    results.pop("engines", None)  # in a file of their own
+    for name in ("engines", "bfloat16"):  # in files of their own
+        results.pop(name, None)
     if not options.quick and options.only is None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
@@ -172,6 +188,32 @@ def time_convolutions(kind, rounds, kept):
     for each in ("forward", "training"):
         verdict(f"{kind} {each}", [ratio[each]["compiled"] for ratio in ratios])
     return dict(zip(map(str, shapes), ratios, strict=True))
+
+
+def time_bfloat16(rounds, kept, quick):
+    kernels = loading.instruction_set()
+    print(f"\nModulated 3x3 deformable convolution, bfloat16: time over float32's ({kernels})")
+
+    def mixed(inputs, kernel, offset, mask):
+        return common.deformable(inputs, tf.cast(kernel, tf.bfloat16), offset, mask)
+
+    ratios = []
+    for shape in BFLOAT16[kept]:
+        arguments = list(common.convolution_inputs(shape).values())
+        narrow = [tf.cast(arguments[0], tf.bfloat16), *arguments[1:]]
+        wide = common.compiled_calls(common.deformable, arguments, False)
+        ratios.append(ratios_of(common.compiled_calls(mixed, narrow, False), wide, rounds))
+    common.report(BFLOAT16[kept], ratios, ["compiled"])
+    for each in ("forward", "training"):
+        verdict(f"bfloat16 {each}", [ratio[each]["compiled"] for ratio in ratios])
+    results = dict(zip(map(str, BFLOAT16), ratios, strict=False))
+    if not quick:
+        about = {"hardware": common.hardware(), "commit": common.commit(), "kernels": kernels}
+        IN_BFLOAT16.write_text(
+            json.dumps({**about, "rounds": rounds, "ratios": results}, indent=2) + "\n"
+        )
+        print(f"  written to {IN_BFLOAT16}")
+    return results
 
 
 def time_engines(rounds, kept, quick):

@@ -135,7 +135,7 @@ def gathers(inputs, kernel, offset, mask):
 def compiled_calls(function, arguments, jit):
     """Returns the calls {"forward", "training"} of a function under tf.function."""
     out = function(*arguments)
-    upstream = tf.random.stateless_normal(out.shape, [1, 2])
+    upstream = tf.cast(tf.random.stateless_normal(out.shape, [1, 2]), out.dtype)
 
     def training(*arguments):
         with tf.GradientTape() as tape:

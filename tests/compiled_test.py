@@ -13,6 +13,7 @@ from conftest import (
     KERAS,
     LITERT_OF_KERAS,
     MODES,
+    PRODUCT_TOLERANCE,
     TOLERANCE,
     assert_same,
     fractional,
@@ -236,8 +237,38 @@ def test_half_precision_is_accumulated_in_float32(rng, dtype):
     wide = [tf.cast(each, tf.float64) for each in (inputs, kernel, offset, mask)]
     assert (
         relative_error(tf.cast(actual, tf.float64), ops.deformable_conv(*wide, **options))
-        < (TOLERANCE[dtype])
+        < (PRODUCT_TOLERANCE[dtype])
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("channels", "groups"), [(130, 1), (96, 3)])
+def test_half_precision_of_many_channels_is_rounded_twice_at_most(rng, channels, groups, dtype):
+    features = [
+        tf.constant(rng.normal(size=[2, 7, 11, channels]), dtype),
+        tf.constant(rng.normal(size=[3, 3, channels // groups, 36]), dtype),
+    ]
+    places = [
+        tf.constant(fractional(rng, (2, 7, 11, 18), -2, 3), tf.float32),
+        tf.constant(rng.uniform(size=(2, 7, 11, 9)), tf.float32),
+    ]
+    upstream = tf.constant(rng.normal(size=[2, 7, 11, 36]), dtype)
+
+    def derived(*each):
+        def convolved(*each):
+            return ops.deformable_conv(*each, padding="same")
+
+        def weighted(*each):  # products in float64: the gradient given is exact
+            return tf.cast(convolved(*each), tf.float64) * tf.cast(upstream, tf.float64)
+
+        return convolved(*each), *gradients(weighted, *each)
+
+    found = derived(*features, *places)
+    exact = derived(*(tf.cast(each, tf.float64) for each in (*features, *places)))
+    tolerances = PRODUCT_TOLERANCE, TOLERANCE, PRODUCT_TOLERANCE, TOLERANCE, TOLERANCE
+    for actual, expected, tolerance in zip(found, exact, tolerances, strict=True):
+        error = relative_error(tf.cast(actual, tf.float64), expected)
+        assert error < tolerance[actual.dtype.name]
 
 
 @pytest.mark.xla_kernels

@@ -5,6 +5,7 @@
 #define TF_DEFORM_CUSTOM_OPS_CPU_CONV_PRODUCTS_H_
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "custom_ops/cpu/product.h"
@@ -14,11 +15,14 @@
 namespace tf_deform {
 namespace {
 
-// The products of a dense or grouped convolution of numbers of type S. Columns are [count, taps,
-// channels of the slice], of which rows are `stride` apart; the taps are those from `tap` on.
-template <typename S, typename T = Wide<S>>
+// The products of a dense or grouped convolution of numbers of type S, with factors of type A: T,
+// or pairs where the inner dimensions are even. Columns are [count, taps, channels of the slice],
+// of which rows are `stride` apart; the taps are those from `tap` on.
+template <typename S, typename A, typename T = Wide<S>>
 class Products {
  public:
+  using Number = std::conditional_t<std::is_same_v<A, Pair>, S, T>;  // what factors are made of
+
   Products(const Plan<T>& plan, std::vector<Slice>* slices, bool transposed)
       : plan_(plan), transposed_(transposed) {
     for (Slice& slice : *slices) {
@@ -33,7 +37,7 @@ class Products {
 
   // Packs the kernel, or its transpose tap by tap.
   void PackKernel(const Pool& pool, const std::vector<Slice>& slices, const S* kernel,
-                  T* packed) const {
+                  A* packed) const {
     const int64_t filters = plan_.group_filters;
     const double cost = 2.0 * size_ / slices.size();
     ParallelFor(
@@ -42,13 +46,13 @@ class Products {
             const int64_t tap = each % plan_.taps;
             for (const Piece& piece : slices[each / plan_.taps].pieces) {
               const S* from = kernel + plan_.Filters(tap, piece.begin);
-              T* to = packed + piece.packed;
+              A* to = packed + piece.packed;
               if (transposed_) {
-                Pack(from, 1, plan_.sizes.filters, filters, piece.width(), filters * kPanel<T>,
-                     to + tap * PackedSize<T>(filters, piece.width()));
+                Pack(from, 1, plan_.sizes.filters, filters, piece.width(), PanelSize(filters),
+                     to + tap * PackedSize<A>(Factors(filters), piece.width()));
               } else {
                 Pack(from, plan_.sizes.filters, 1, piece.width(), filters,
-                     plan_.taps * piece.width() * kPanel<T>, to + tap * piece.width() * kPanel<T>);
+                     plan_.taps * PanelSize(piece.width()), to + tap * PanelSize(piece.width()));
               }
             }
           }
@@ -56,28 +60,30 @@ class Products {
   }
 
   // out [count, filters] (+)= columns * kernel.
-  void Forward(const Slice& slice, int64_t tap, int64_t taps, const T* columns, int64_t stride,
-               int64_t count, const T* packed, T* out) const {
+  void Forward(const Slice& slice, int64_t tap, int64_t taps, const Number* columns, int64_t stride,
+               int64_t count, const A* packed, T* out) const {
     ForPieces(slice, tap, taps, [&](const Piece& piece, int64_t first, int64_t at_once) {
       const bool add = first > 0 || piece.begin % plan_.group_channels > 0;
-      Multiply<false>(columns + (first - tap) * slice.width() + piece.begin - slice.begin, stride,
-                      count, at_once * piece.width(),
-                      packed + piece.packed + first * piece.width() * kPanel<T>,
-                      plan_.taps * piece.width() * kPanel<T>, plan_.group_filters, add,
-                      out + piece.group * plan_.group_filters, plan_.sizes.filters);
+      Multiply<false>(
+          FactorsOf(columns + (first - tap) * slice.width() + piece.begin - slice.begin),
+          Factors(stride), count, Factors(at_once * piece.width()),
+          packed + piece.packed + first * PanelSize(piece.width()),
+          plan_.taps * PanelSize(piece.width()), plan_.group_filters, add,
+          out + piece.group * plan_.group_filters, plan_.sizes.filters);
     });
   }
 
   // columns = gradient [count, filters] * transposed kernel.
-  void ColumnsGradient(const Slice& slice, int64_t tap, int64_t taps, const T* packed,
-                       const T* gradient, int64_t count, T* columns, int64_t stride) const {
+  void ColumnsGradient(const Slice& slice, int64_t tap, int64_t taps, const A* packed,
+                       const Number* gradient, int64_t count, T* columns, int64_t stride) const {
     const int64_t filters = plan_.group_filters;
     for (const Piece& piece : slice.pieces) {
       for (int64_t each = 0; each < taps; ++each) {
         Multiply<false>(
-            gradient + piece.group * filters, plan_.sizes.filters, count, filters,
-            packed + piece.packed + (tap + each) * PackedSize<T>(filters, piece.width()),
-            filters * kPanel<T>, piece.width(), false,
+            FactorsOf(gradient + piece.group * filters), Factors(plan_.sizes.filters), count,
+            Factors(filters),
+            packed + piece.packed + (tap + each) * PackedSize<A>(Factors(filters), piece.width()),
+            PanelSize(filters), piece.width(), false,
             columns + each * slice.width() + piece.begin - slice.begin, stride);
       }
     }
@@ -85,33 +91,53 @@ class Products {
 
   // Packs the gradient [count, filters] for AddKernelGradient.
   int64_t gradient_size() const {
-    return plan_.sizes.groups * PackedSize<T>(kTile, plan_.group_filters);
+    return plan_.sizes.groups * PackedSize<A>(Factors(kTile), plan_.group_filters);
   }
-  void PackGradient(const Slice& slice, const T* gradient, int64_t count, T* packed) const {
+  void PackGradient(const Slice& slice, const Number* gradient, int64_t count, A* packed) const {
     for (const Piece& piece : slice.pieces) {
       Pack(gradient + piece.group * plan_.group_filters, plan_.sizes.filters, 1, count,
-           plan_.group_filters, count * kPanel<T>,
-           packed + piece.group * PackedSize<T>(kTile, plan_.group_filters));
+           plan_.group_filters, PanelSize(count),
+           packed + piece.group * PackedSize<A>(Factors(kTile), plan_.group_filters));
     }
   }
 
-  // kernel_gradient += transposed columns * gradient.
-  void AddKernelGradient(const Slice& slice, int64_t tap, int64_t taps, const T* columns,
-                         int64_t stride, const T* packed_gradient, int64_t count,
-                         T* kernel_gradient) const {
+  // kernel_gradient += transposed columns * gradient. Where factors are pairs the columns are
+  // rounded where they lie.
+  void AddKernelGradient(const Slice& slice, int64_t tap, int64_t taps, T* columns, int64_t stride,
+                         const A* packed_gradient, int64_t count, T* kernel_gradient) const {
+    if constexpr (kNumbers<A> == 2) PairRows(columns, stride, count, taps * slice.width());
     ForPieces(slice, tap, taps, [&](const Piece& piece, int64_t first, int64_t at_once) {
-      Multiply<true>(columns + (first - tap) * slice.width() + piece.begin - slice.begin, stride,
-                     at_once * piece.width(), count,
-                     packed_gradient + piece.group * PackedSize<T>(kTile, plan_.group_filters),
-                     count * kPanel<T>, plan_.group_filters, true,
-                     kernel_gradient + plan_.Filters(first, piece.begin), plan_.sizes.filters);
+      const T* from = columns + (first - tap) * slice.width() + piece.begin - slice.begin;
+      Multiply<true>(
+          reinterpret_cast<const A*>(from), kNumbers<A> * stride, at_once * piece.width(),
+          Factors(count),
+          packed_gradient + piece.group * PackedSize<A>(Factors(kTile), plan_.group_filters),
+          PanelSize(count), plan_.group_filters, true,
+          kernel_gradient + plan_.Filters(first, piece.begin), plan_.sizes.filters);
     });
   }
 
  private:
+  static int64_t Factors(int64_t numbers) { return CeilOfRatio(numbers, kNumbers<A>); }
+  static int64_t PanelSize(int64_t inner) { return Factors(inner) * kPanel<A>; }
+  static const A* FactorsOf(const Number* numbers) { return reinterpret_cast<const A*>(numbers); }
+
+  // Rounds columns [count, width] to pairs of two rows, which lie where the first row was.
+  static void PairRows(T* columns, int64_t stride, int64_t count, int64_t width) {
+    constexpr int64_t kLanes = Vector<T>::kLanes;
+    for (int64_t row = 0; row < count; row += 2, columns += 2 * stride) {
+      for (int64_t c = 0; c < width; c += kLanes) {  // up to a stride, which is whole cache lines
+        const Halves first = Rounded(Load(columns + c));
+        const auto pairs =
+            Paired(first, row + 1 < count ? Rounded(Load(columns + stride + c)) : Halves{});
+        std::memcpy(columns + c, &pairs, sizeof pairs);
+      }
+    }
+  }
+
   int64_t SizeOf(const Piece& piece) const {
-    return transposed_ ? plan_.taps * PackedSize<T>(plan_.group_filters, piece.width())
-                       : PackedSize<T>(plan_.taps * piece.width(), plan_.group_filters);
+    return transposed_ ? plan_.taps * PackedSize<A>(Factors(plan_.group_filters), piece.width())
+                       : PackedSize<A>(plan_.taps * Factors(piece.width()), plan_.group_filters);
   }
 
   // Calls step(piece, first tap, taps): all taps at once where the kernel's rows and the columns

@@ -56,7 +56,10 @@ class Convolution : Taps<S, kRank> {
 
   void Run(const Pool& pool, S* out) const {
     if (plan_.points == 0) return;
-    plan_.depthwise() ? RunDepthwise(pool, out) : RunDense(pool, out);
+    if constexpr (kPaired<S>) {
+      if (plan_.group_channels % 2 == 0) return RunDense<Pair>(pool, out);
+    }
+    plan_.depthwise() ? RunDepthwise(pool, out) : RunDense<T>(pool, out);
   }
 
  private:
@@ -65,19 +68,22 @@ class Convolution : Taps<S, kRank> {
   using typename Base::Chunk;
   using typename Base::Found;
 
+  // A: the type of the products' factors.
+  template <typename A>
   void RunDense(const Pool& pool, S* out) const {
+    using Number = typename Products<S, A>::Number;
     std::vector<Slice> slices;
     AddSlices(plan_, 0, sizes_.channels, sizes_.channels, &slices);
-    Products<S> products(plan_, &slices, false);
-    const Buffer<T> packed(products.packed_size());
+    Products<S, A> products(plan_, &slices, false);
+    const Buffer<A> packed(products.packed_size());
     products.PackKernel(pool, slices, kernel_, packed.get());
     const int64_t size = plan_.ForwardTile();
     const double cost = 1.0 * size * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
     ParallelFor(pool, CeilOfRatio(plan_.points, size), cost, [&](int64_t begin, int64_t end) {
       const int64_t width = slices[0].width();  // the widest
-      const int64_t at_once = plan_.TapsAtOnce(width);
-      const int64_t stride = Plan<T>::Stride(at_once * width);
-      const Buffer<T> columns(size * stride);
+      const int64_t at_once = plan_.template TapsAtOnce<Number>(width);
+      const int64_t stride = Plan<T>::template Stride<Number>(at_once * width);
+      const Buffer<Number> columns(size * stride);
       const Buffer<T> wide(kNarrow<S> ? size * sizes_.filters : 0);
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t first = tile * size;
@@ -114,8 +120,9 @@ class Convolution : Taps<S, kRank> {
   }
 
   // columns: [count, taps, channels of the slice], of which rows are `stride` apart.
+  template <typename Number>
   void SampleTile(int64_t first, int64_t count, const Slice& slice, int64_t tap, int64_t taps,
-                  T* columns, int64_t stride) const {
+                  Number* columns, int64_t stride) const {
     for (int64_t moved = slice.begin / plan_.moved_channels;
          moved * plan_.moved_channels < slice.end; ++moved) {
       const int64_t begin = std::max(slice.begin, moved * plan_.moved_channels);
@@ -131,8 +138,9 @@ class Convolution : Taps<S, kRank> {
   }
 
   // columns: [points, taps, width], of which points and taps are so far apart.
+  template <typename Number>
   void SampleChunk(const Chunk& chunk, int64_t taps, const S* __restrict__ image, int64_t width,
-                   T* __restrict__ columns, int64_t point_stride, int64_t tap_stride) const {
+                   Number* __restrict__ columns, int64_t point_stride, int64_t tap_stride) const {
     using V = typename Vector<T>::Type;
     constexpr int64_t kLanes = Vector<T>::kLanes;
     const Found& cells = chunk.cells;
@@ -140,10 +148,10 @@ class Convolution : Taps<S, kRank> {
     std::copy_n(space_.corner, kMost, corner);
     int64_t cell = 0;
     for (int64_t point = 0; point < chunk.points; ++point) {
-      T* to = columns + point * point_stride;
+      Number* to = columns + point * point_stride;
       for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += tap_stride) {
         if (!cells.interior[cell]) {
-          Sample(cells, space_, cell, image, width, to);
+          SampleRow(cells, cell, image, width, to);
           continue;
         }
         const S* from = image + cells.lower[cell];
@@ -159,9 +167,20 @@ class Convolution : Taps<S, kRank> {
           });
           for (int j = 0; j < vectors; ++j) Store(to + c + j * kLanes, sum[j]);
         });
-        if (done < width) Sample(cells, space_, cell, image + done, width - done, to + done);
+        if (done < width) SampleRow(cells, cell, image + done, width - done, to + done);
       }
     }
+  }
+
+  void SampleRow(const Found& cells, int64_t cell, const S* image, int64_t width, T* to) const {
+    Sample(cells, space_, cell, image, width, to);
+  }
+  template <typename Number>
+  void SampleRow(const Found& cells, int64_t cell, const S* image, int64_t width,
+                 Number* to) const {
+    alignas(64) T row[kInnerBytes / sizeof(T)];  // the widest slice
+    Sample(cells, space_, cell, image, width, row);
+    Narrow(row, width, to);
   }
 
   // The channels of a deformable group, from `channel` on. zeros, wide: so many.

@@ -76,8 +76,12 @@ class Gradient : Taps<S, kRank> {
   Gradient(const ConvSizes& sizes, const S* inputs, const S* kernel, const T* offset, const T* mask)
       : Base(sizes, inputs, kernel, offset, mask) {}
 
+  // A: the type of the products' factors.
+  template <typename A>
   void Run(const Pool& pool, const S* gradient, T* inputs_gradient, T* kernel_gradient,
            T* offset_gradient, T* mask_gradient) const;
+
+  bool pairs() const { return kPaired<S> && plan_.group_filters % 2 == 0; }
 
  private:
   using Base = Taps<S, kRank>;
@@ -86,18 +90,22 @@ class Gradient : Taps<S, kRank> {
   using typename Base::Found;
 
   // What an owner works with in the backward pass: its slice of channels, and the buffers.
+  template <typename A>
   struct Owner {
     const Slice& slice;
     int64_t moved;
-    const T* packed;  // the kernel, transposed
-    T *columns, *columns_gradient, *packed_gradient;
+    const A* packed;  // the kernel, transposed
+    T *columns, *columns_gradient;
+    A* packed_gradient;
     int64_t stride, taps;  // of both columns: their rows', and how many at once
     T *inputs_gradient, *kernel_gradient;
   };
 
-  void BackwardTile(const Owner& owner, const Products<S>& products, int64_t first, int64_t count,
-                    const T* gradient, T* share) const;
-  void DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count, const T* gradient,
+  template <typename A>
+  void BackwardTile(const Owner<A>& owner, const Products<S, A>& products, int64_t first,
+                    int64_t count, const typename Products<S, A>::Number* gradient,
+                    T* share) const;
+  void DepthwiseBackwardTile(const Owner<T>& owner, int64_t first, int64_t count, const T* gradient,
                              T* share) const;
   template <typename Interior, typename Outer, typename Spoil>
   void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Interior&& interior, Outer&& outer,
@@ -155,8 +163,10 @@ void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* shar
 
 // share: [count, taps, rank + 1].
 template <typename S, int kRank>
-void Gradient<S, kRank>::BackwardTile(const Owner& owner, const Products<S>& products,
-                                      int64_t first, int64_t count, const T* gradient,
+template <typename A>
+void Gradient<S, kRank>::BackwardTile(const Owner<A>& owner, const Products<S, A>& products,
+                                      int64_t first, int64_t count,
+                                      const typename Products<S, A>::Number* gradient,
                                       T* share) const {
   const Slice& slice = owner.slice;
   const int64_t width = slice.width();
@@ -213,8 +223,8 @@ void Gradient<S, kRank>::BackwardTile(const Owner& owner, const Products<S>& pro
 }
 
 template <typename S, int kRank>
-void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner& owner, int64_t first, int64_t count,
-                                               const T* gradient, T* share) const {
+void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner<T>& owner, int64_t first,
+                                               int64_t count, const T* gradient, T* share) const {
   const int64_t width = owner.slice.width(), taps = plan_.taps;
   const S* kernel = kernel_ + owner.slice.begin;
   T* kernel_gradient = owner.kernel_gradient + owner.slice.begin;
@@ -340,6 +350,7 @@ void Gradient<S, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* pa
 // An owner has the images of a block and a slice of channels; all it adds to is its own, but for
 // the gradients of the points, of which it leaves its share for a band of points at a time.
 template <typename S, int kRank>
+template <typename A>
 void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_gradient,
                              T* kernel_gradient, T* offset_gradient, T* mask_gradient) const {
   const int64_t kernel_size = plan_.taps * plan_.group_channels * sizes_.filters;
@@ -367,8 +378,8 @@ void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_grad
   const int64_t band =
       kTile * std::min(std::max<int64_t>(1, band_limit / kTile), CeilOfRatio(block_points, kTile));
 
-  const Products<S> products(plan_, &slices, true);
-  const Buffer<T> packed(plan_.depthwise() ? 0 : products.packed_size());
+  const Products<S, A> products(plan_, &slices, true);
+  const Buffer<A> packed(plan_.depthwise() ? 0 : products.packed_size());
   const Buffer<T> kernel_partial((blocks - 1) * kernel_size);  // of all blocks but the first
   const Buffer<T> partial(owners * band * per_point);
   if (!plan_.depthwise()) products.PackKernel(pool, slices, kernel_, packed.get());
@@ -384,12 +395,12 @@ void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_grad
       const int64_t stride = Plan<T>::Stride(taps * width);
       const Buffer<T> columns(kTile * stride);
       const Buffer<T> columns_gradient(kTile * stride);
-      const Buffer<T> packed_gradient(products.gradient_size());
-      const Buffer<T> wide(kNarrow<S> ? kTile * sizes_.filters : 0);
+      const Buffer<A> packed_gradient(products.gradient_size());
+      const Buffer<T> wide(kNarrow<S> && kNumbers<A> == 1 ? kTile * sizes_.filters : 0);
       for (int64_t each = begin; each < end; ++each) {
         const int64_t block = each / slices.size();
         const int64_t nth = each % slices.size();
-        const Owner owner{
+        const Owner<A> owner{
             slices[nth],
             nth / per_moved,
             packed.get(),
@@ -404,12 +415,16 @@ void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_grad
         T* share = partial.get() + each * band * per_point;
         for (int64_t tile = first; tile < end_of(block, first); tile += kTile) {
           const int64_t count = std::min(kTile, end_of(block, first) - tile);
-          const T* upstream =
-              Widened(gradient + tile * sizes_.filters, count * sizes_.filters, wide.get());
-          if (plan_.depthwise()) {
-            DepthwiseBackwardTile(owner, tile, count, upstream, share);
+          const S* above = gradient + tile * sizes_.filters;
+          if constexpr (kNumbers<A> == 2) {
+            BackwardTile(owner, products, tile, count, above, share);
           } else {
-            BackwardTile(owner, products, tile, count, upstream, share);
+            const T* upstream = Widened(above, count * sizes_.filters, wide.get());
+            if (plan_.depthwise()) {
+              DepthwiseBackwardTile(owner, tile, count, upstream, share);
+            } else {
+              BackwardTile(owner, products, tile, count, upstream, share);
+            }
           }
           share += count * per_point;
         }
@@ -439,8 +454,15 @@ template <typename S, int kRank, typename T = Wide<S>>
 void Backward(const Pool& pool, const ConvSizes& sizes, const S* inputs, const S* kernel,
               const T* offset, const T* mask, const S* gradient, T* inputs_gradient,
               T* kernel_gradient, T* offset_gradient, T* mask_gradient) {
-  Gradient<S, kRank>(sizes, inputs, kernel, offset, mask)
-      .Run(pool, gradient, inputs_gradient, kernel_gradient, offset_gradient, mask_gradient);
+  const Gradient<S, kRank> of(sizes, inputs, kernel, offset, mask);
+  if constexpr (kPaired<S>) {
+    if (of.pairs()) {
+      return of.template Run<Pair>(pool, gradient, inputs_gradient, kernel_gradient,
+                                   offset_gradient, mask_gradient);
+    }
+  }
+  of.template Run<T>(pool, gradient, inputs_gradient, kernel_gradient, offset_gradient,
+                     mask_gradient);
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 // For the convolution's products.
 //
 // b is packed once into panels, so that the innermost loop reads memory in order and a block of
-// the result never leaves the registers.
+// the result never leaves the registers. Factors are of type A: numbers of the sums' type, or pairs
+// of bfloat16 that follow one another in the inner dimension, which then counts pairs.
 
 #ifndef TF_DEFORM_CUSTOM_OPS_CPU_PRODUCT_H_
 #define TF_DEFORM_CUSTOM_OPS_CPU_PRODUCT_H_
@@ -55,6 +56,34 @@ void Pack(const S* b, int64_t row_stride, int64_t column_stride, int64_t inner, 
   }
 }
 
+// The same for pairs of rows of b, of which there are `inner`; the last may lack its second row.
+inline void Pack(const Bfloat16Bits* b, int64_t row_stride, int64_t column_stride, int64_t inner,
+                 int64_t columns, int64_t panel_stride, Pair* packed) {
+  constexpr int64_t kLanes = Vector<Pair>::kLanes;
+  for (int64_t begin = 0; begin < columns; begin += kPanel<Pair>, packed += panel_stride) {
+    const int64_t width = std::min(kPanel<Pair>, columns - begin);
+    Pair* to = packed;
+    for (int64_t k = 0; k < inner; k += 2, to += kPanel<Pair>) {
+      const Bfloat16Bits* from = b + k * row_stride + begin * column_stride;
+      const int64_t next = k + 1 < inner ? row_stride : 0;
+      const uint32_t kept = next ? 0xffffffff : 0xffff;
+      int64_t column = 0;
+      for (; column_stride == 1 && column + kLanes <= width; column += kLanes) {
+        Halves rows[2];
+        std::memcpy(&rows[0], from + column, sizeof rows[0]);
+        std::memcpy(&rows[1], from + next + column, sizeof rows[1]);
+        const auto pairs = Paired(rows[0], rows[1]) & kept;
+        std::memcpy(to + column, &pairs, sizeof pairs);
+      }
+      for (; column < width; ++column) {
+        const Bfloat16Bits* each = from + column * column_stride;
+        to[column].bits = (each[0].bits | uint32_t{each[next].bits} << 16) & kept;
+      }
+      std::fill(to + width, to + kPanel<Pair>, Pair{});
+    }
+  }
+}
+
 // Adds sums [kRows, kPanel], or writes them, to the first columns of as many rows of out.
 template <int kRows, typename T, typename Sums>
 inline void StoreBlock(const Sums& sums, int64_t columns, bool add, T* out, int64_t out_stride) {
@@ -75,21 +104,21 @@ inline void StoreBlock(const Sums& sums, int64_t columns, bool add, T* out, int6
 
 // As many blocks of kRows rows by one panel as fit, then of fewer rows. Not inlined: the innermost
 // loop needs all registers.
-template <int kRows, bool kTransposed, typename T>
-__attribute__((noinline)) void MultiplyPanel(const T* a, int64_t stride, int64_t rows,
-                                             int64_t inner, const T* panel, int64_t columns,
+template <int kRows, bool kTransposed, typename A, typename T>
+__attribute__((noinline)) void MultiplyPanel(const A* a, int64_t stride, int64_t rows,
+                                             int64_t inner, const A* panel, int64_t columns,
                                              bool add, T* out, int64_t out_stride) {
   using V = typename Vector<T>::Type;
   for (; rows >= kRows; rows -= kRows, out += kRows * out_stride) {
     V sums[kRows][2] = {};
-    const T* b = panel;
-    const T* from = a;
+    const A* b = panel;
+    const A* from = a;
     for (int64_t k = 0; k < inner; ++k, b += kPanel<T>, from += kTransposed ? stride : 1) {
       const auto left = Load(b);
-      const auto right = Load(b + Vector<T>::kLanes);
+      const auto right = Load(b + Vector<A>::kLanes);
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
-        const V x = Broadcast<V>(kTransposed ? from[row] : from[row * stride]);
+        const auto x = LoadOne(from + (kTransposed ? row : row * stride));
         sums[row][0] = MulAdd(x, left, sums[row][0]);
         sums[row][1] = MulAdd(x, right, sums[row][1]);
       }
@@ -109,8 +138,8 @@ __attribute__((noinline)) void MultiplyPanel(const T* a, int64_t stride, int64_t
 // out [rows, columns] = a [rows, inner] * b, or is added to. Rows of a are `stride` apart; with
 // kTransposed a is [inner, rows] in memory. b: packed panels, panel_stride apart. Every element of
 // out is one sum in the order of inner, whatever the sizes.
-template <bool kTransposed, typename T>
-void Multiply(const T* a, int64_t stride, int64_t rows, int64_t inner, const T* packed,
+template <bool kTransposed, typename A, typename T>
+void Multiply(const A* a, int64_t stride, int64_t rows, int64_t inner, const A* packed,
               int64_t panel_stride, int64_t columns, bool add, T* out, int64_t out_stride) {
   for (int64_t begin = 0; begin < columns; begin += kPanel<T>, packed += panel_stride) {
     MultiplyPanel<kBlockRows, kTransposed>(a, stride, rows, inner, packed,

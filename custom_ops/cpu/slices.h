@@ -75,17 +75,19 @@ struct Plan {
     return kBlocks * std::clamp<int64_t>(points / (kBlocks * kManyTiles), 1, 3);
   }
 
-  // How many taps of so many channels are multiplied at once.
+  // How many taps of so many channels, of type C, are multiplied at once.
+  template <typename C = T>
   int64_t TapsAtOnce(int64_t width) const {
-    constexpr int64_t kMost = kInnerBytes / sizeof(T);
+    constexpr int64_t kMost = kInnerBytes / sizeof(C);
     const int64_t most = std::clamp<int64_t>(kMost / width, 1, Cells<T, 1>::kSize);
     return CeilOfRatio(taps, CeilOfRatio(taps, most));
   }
 
   // From one pixel's samples to the next one's: an odd number of cache lines, so that a column of
   // them does not fall into the same few sets of the cache.
+  template <typename C = T>
   static int64_t Stride(int64_t inner) {
-    constexpr int64_t kLineSize = 64 / sizeof(T);
+    constexpr int64_t kLineSize = 64 / sizeof(C);
     return (CeilOfRatio(inner, kLineSize) | 1) * kLineSize;
   }
 

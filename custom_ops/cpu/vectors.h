@@ -93,6 +93,32 @@ inline Vector<float>::Type LoadHalves(const S* from) {
 inline Vector<float>::Type Load(const Float16Bits* from) { return LoadHalves(from); }
 inline Vector<float>::Type Load(const Bfloat16Bits* from) { return LoadHalves(from); }
 
+// Two bfloat16 that are multiplied by two others, and both products added: where processors can.
+struct Pair {
+  uint32_t bits;  // the first number is the lower half
+};
+template <>
+struct Vector<Pair> {
+  typedef uint32_t Type __attribute__((vector_size(kVectorBytes)));
+  static constexpr int64_t kLanes = kVectorBytes / sizeof(Pair);
+};
+
+#ifdef __AVX512BF16__
+template <typename S>
+constexpr bool kPaired = std::is_same_v<S, Bfloat16Bits>;  // whether numbers are multiplied so
+#else
+template <typename S>
+constexpr bool kPaired = false;
+#endif
+template <typename A>
+constexpr int64_t kNumbers = std::is_same_v<A, Pair> ? 2 : 1;  // in a factor of a product
+
+// A number and the next one of other rows, lane by lane.
+inline Vector<Pair>::Type Paired(Halves first, Halves second) {
+  using Words = Vector<Pair>::Type;
+  return __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
+}
+
 inline float Value(float value) { return value; }
 inline double Value(double value) { return value; }
 template <typename S>
@@ -180,10 +206,33 @@ inline V MulAdd(V a, V b, V c) {
 }
 #endif
 
+#ifdef __AVX512BF16__
+// Both products of each lane are added. Numbers below the normal ones count as 0.
+inline __m512 MulAdd(Vector<Pair>::Type a, Vector<Pair>::Type b, __m512 c) {
+  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+inline Halves Rounded(__m512 x) { return (Halves)_mm512_cvtneps_pbh(x); }
+inline void Store(Bfloat16Bits* to, __m512 x) {
+  const Halves bits = Rounded(x);
+  std::memcpy(to, &bits, sizeof bits);
+}
+#endif
+
 // Returns a vector of type V whose lanes are all the value.
 template <typename V, typename T>
 inline V Broadcast(T value) {
   return value - V{};  // value + 0 would be an addition: 0 + -0 is 0
+}
+
+// The same for what lies in memory; a pair does so as two numbers.
+template <typename T>
+inline typename Vector<T>::Type LoadOne(const T* from) {
+  return Broadcast<typename Vector<T>::Type>(*from);
+}
+inline Vector<Pair>::Type LoadOne(const Pair* from) {
+  uint32_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return Broadcast<Vector<Pair>::Type>(bits);
 }
 
 // Returns each lane rounded down.

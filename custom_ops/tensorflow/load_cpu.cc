@@ -31,6 +31,10 @@ std::string InstructionSet() {
   const char* wish = std::getenv("TF_DEFORM_INSTRUCTION_SET");
   const std::string wished = wish ? wish : "";
   if (wished == "baseline") return wished;
+#ifdef TF_DEFORM_HAS_AVX512_BF16
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && wished != "avx2" && wished != "avx512") return "avx512bf16";
+#endif
   if (avx512 && wished != "avx2") return "avx512";
   return avx2 ? "avx2" : "baseline";
 #else

@@ -53,7 +53,7 @@ def _remedy(path):
 
 
 def instruction_set():
-    """Returns the instruction set of the loaded kernels: "baseline", "avx2" or "avx512"."""
+    """Returns the instruction set of the loaded kernels, such as "avx512" or "avx512bf16"."""
     return said_by("TfDeformInstructionSet")
 
 
