@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Pages of the site that stand elsewhere in the repository.
 PROJECT = {
-    "README.md": "project/readme",
     "CONTRIBUTING.md": "project/contributing",
     "CHANGELOG.md": "project/changelog",
     "custom_ops/README.md": "project/custom_ops",
