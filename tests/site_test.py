@@ -127,7 +127,8 @@ def test_links_hold_on_the_site_as_in_the_repository():
     )
     assert repository.rewritten(text, "docs", "serving") == (
         "[a](boxes.md#x) [b](project/contributing.md#releases) c "
-        "![d](images/a.png) [e](https://a.b) [f](#g) [h](project/custom_ops.md)\n```\n[c](../examples/serve.py)\n```\n"
+        "![d](images/a.png) [e](https://a.b) [f](#g) [h](project/custom_ops.md)\n"
+        "```\n[c](../examples/serve.py)\n```\n"
     )
     text = "![a](docs/images/a.png) [b](docs/boxes.md)"
     moved = repository.rewritten(text, "", "project/contributing")
