@@ -22,7 +22,10 @@ def gaps(case, tensors, outputs):
     found = []
     for at, (output, right) in enumerate(zip(outputs, expected, strict=True)):
         difference = np.abs(tf.cast(output, right.dtype).numpy() - right.numpy())
-        bound = TOLERANCE[output.dtype.name] * (_largest(right) + terms)
+        dtype = output.dtype.name
+        if case.op == "conv_grad" and at == 1:  # the kernel's, of samples that may be rounded
+            dtype = tensors[0].dtype.name
+        bound = TOLERANCE[dtype] * (_largest(right) + terms)
         if not np.all(difference <= bound):
             found.append(f"output {at} is {np.max(difference):.3g} off the portable form")
     return found
