@@ -88,8 +88,8 @@ def _landing(compiled):
     forward, training = _means(compiled, "torchvision", "compiled")
     return (
         f"On two cores, a deformable convolution takes {plain:.2f} times as long as TensorFlow's "
-        f"plain convolution. It is {1 / forward:.0f} times as fast as torchvision's deformable one, "
-        f"and {1 / training:.0f} times as fast in training."
+        f"plain convolution. It is {1 / forward:.0f} times as fast as torchvision's deformable "
+        f"one, and {1 / training:.0f} times as fast in training."
     )
 
 

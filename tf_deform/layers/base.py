@@ -26,7 +26,7 @@ class Layer(keras.layers.Layer):
     layer wherever it can compile the implementation that is chosen as the layer is made.
 
     Args:
-        kwargs: `name`, `dtype` and `trainable`, as of every Keras layer.
+        kwargs: `name`, `dtype` and `trainable`, as in every Keras layer.
 
     Raises:
         ValueError, TypeError: an option, shape or dtype that does not fit.

@@ -33,24 +33,24 @@ class Convolution(LowRankAdapted):
     """The arguments of Keras's convolutions, the weights made of them, and a plain convolution.
 
     Args:
-        filters: int, output channels.
-        kernel_size: int or one int an axis.
-        strides: int or one int an axis.
-        padding: "valid", "same", "causal" (1-D), or, for checkpoints from elsewhere, an int or one
-            (before, after) pair an axis.
+        filters: int, number of output channels.
+        kernel_size: int, or one int for each axis.
+        strides: int, or one int for each axis.
+        padding: "valid", "same" or "causal" (1-D). For weights of other libraries also an int, or
+            one (before, after) pair for each axis.
         data_format: "channels_last" or "channels_first"; None for Keras's setting. Offsets and
-            modulation follow it.
-        dilation_rate: int or one int an axis.
-        groups: int, groups of channels that are convolved apart.
-        activation: as in `keras.layers.Conv2D`; None: there is none.
-        use_bias: whether a bias is added.
-        kernel_initializer: of the kernel.
-        bias_initializer: of the bias.
-        kernel_regularizer: of the kernel, or None.
-        bias_regularizer: of the bias, or None.
-        activity_regularizer: of the layer's outputs, or None.
-        kernel_constraint: of the kernel, or None.
-        bias_constraint: of the bias, or None.
+            modulation have the same format.
+        dilation_rate: int, or one int for each axis.
+        groups: int, number of groups of channels, each convolved separately.
+        activation: as in `keras.layers.Conv2D`; None for no activation.
+        use_bias: whether to add a bias.
+        kernel_initializer: initializer of the kernel.
+        bias_initializer: initializer of the bias.
+        kernel_regularizer: regularizer of the kernel, or None.
+        bias_regularizer: regularizer of the bias, or None.
+        activity_regularizer: regularizer of the layer's outputs, or None.
+        kernel_constraint: constraint on the kernel, or None.
+        bias_constraint: constraint on the bias, or None.
     """
 
     rank: int

@@ -28,11 +28,11 @@ class DCN(Projected):
 
     Args:
         kernel_size: int, or (height, width).
-        strides: int, or (height, width): there is an output for every so many inputs.
-        dilation_rate: int, or (height, width).
-        groups: int, groups of channels with offsets and weights of their own.
-        offset_scale: factor on offsets and on the taps' distances from the centre.
-        remove_center: whether to leave out the tap at the centre; for odd kernels.
+        strides: int, or (height, width), in input pixels.
+        dilation_rate: int, or (height, width): pixels from one tap of the kernel to the next.
+        groups: int, number of groups of channels, each with its own offsets and weights.
+        offset_scale: factor on the offsets and on the distances of the taps from the centre.
+        remove_center: whether to leave out the tap at the centre. Needs an odd kernel size.
 
     Call arguments:
         inputs: `[batch, height, width, channels]`.
@@ -91,9 +91,9 @@ class DCN(Projected):
     def predict_offset(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what the layer predicts for inputs: (offset, mask).
 
-        The offsets are those of `tfd.ops.dcnv3`, `[batch, *output, groups * taps * 2]` as (x, y) in
-        pixels before `offset_scale`; the mask is the taps' weights, `[batch, *output, groups *
-        taps]`. Both are float32 or wider.
+        The offset is `[batch, *output, groups * taps * 2]` as (x, y) in pixels, not yet multiplied
+        by `offset_scale`, as `tfd.ops.dcnv3` takes it. The mask holds the weights of the taps,
+        `[batch, *output, groups * taps]`. Both are float32 or wider.
         """
         self._check_built()
         return self._offset_and_mask(self._inputs(inputs))
@@ -101,9 +101,10 @@ class DCN(Projected):
     def sampling_positions(self, inputs: Tensor, offset: Tensor | None = None) -> Tensor:
         """Returns where the layer samples: `[batch, *output, groups, taps, 2]`.
 
-        They are pixels of the inputs, pixel centres at integers, as (y, x), in float32 or wider.
-        The taps run column by column, as published. An offset as of `predict_offset` is used
-        instead of the predicted one: zeros give the taps at rest.
+        The positions are (y, x) in pixels of the inputs, with pixel centres at integers, in float32
+        or wider. The taps run column by column, as in the authors' implementation. If you give an
+        offset, as `predict_offset` returns it, it is used instead of the predicted one. An offset
+        of zeros gives the taps before they move.
         """
         self._check_built()
         inputs = self._inputs(inputs)
@@ -171,23 +172,24 @@ class _LayerNormalization(keras.layers.LayerNormalization):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class DCNv3(DCN):
-    """Returns `[batch, height, width, channels]`: its inputs, sampled where it predicts and summed.
+    """Returns `[batch, height, width, channels]`: weighted sums of inputs, sampled at moved taps.
 
-    For each pixel and group of channels the layer predicts, by a depthwise convolution, layer
-    normalisation, an activation and linear layers, how far each tap of a kernel moves, and by a
-    softmax over the taps how much it counts. What is sampled is a projection of the inputs, and the
-    sums are projected once more. An untrained layer averages over the kernel.
+    A tap is one place of the kernel: a 3 by 3 kernel has nine. For each pixel and group of channels
+    the layer predicts how far each tap moves, and its weight. It predicts them with a depthwise
+    convolution, layer normalisation, an activation and linear layers. The weights are a softmax
+    over the taps. The layer samples a linear projection of the inputs at the moved taps, sums the
+    weighted samples, and projects the sums. An untrained layer averages over the kernel.
 
     Args:
-        depthwise_kernel_size: of the predicting convolution, int or (height, width); None: that of
-            `kernel_size`.
-        center_feature_scale: whether to blend the sums with the projected inputs, by a predicted
-            share for each pixel and group, before the last projection.
-        activation: of the prediction.
+        depthwise_kernel_size: kernel size of the depthwise convolution, int or (height, width);
+            None for the same as `kernel_size`.
+        center_feature_scale: whether to blend the sums with the projected inputs before the last
+            projection. The share of each is predicted for each pixel and group.
+        activation: the activation before the linear layers that predict.
 
     Source: Wang et al., "InternImage" (arXiv:2211.05778, section 3.1). `dw_conv`, `dw_norm`,
-    `offset`, `mask`, `input_proj`, `output_proj` and `center_feature_scale_proj` have, transposed,
-    the weights of the authors' implementation, which has no working strides.
+    `offset`, `mask`, `input_proj`, `output_proj` and `center_feature_scale_proj` have the weights
+    of the authors' implementation, transposed. Strides do not work in that implementation.
 
     Example:
         >>> DCNv3(groups=4)(tf.zeros([2, 9, 7, 16])).shape
@@ -271,23 +273,24 @@ class DCNv3(DCN):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class DCNv4(DCN):
-    """Returns `[batch, height, width, channels]`: its inputs, sampled where it predicts and summed.
+    """Returns `[batch, height, width, channels]`: weighted sums of inputs, sampled at moved taps.
 
-    As `DCNv3`, but offsets and weights are predicted by one linear layer, straight from the inputs
-    or from a depthwise convolution of them, and the weights are not bounded by a softmax. An
-    untrained layer returns the bias of its last projection.
+    This layer differs from `DCNv3` in two points. One linear layer predicts offsets and weights,
+    directly from the inputs or from a depthwise convolution of them. And the weights are not
+    bounded by a softmax. An untrained layer returns the bias of its last projection.
 
     Args:
-        depthwise_kernel_size: of the convolution before the prediction, int or (height, width);
-            None: there is none.
-        center_feature_scale: whether to blend the sums with the projected inputs, by a share for
-            each pixel and group that is predicted from the sums, before the last projection.
-        pointwise: whether there are projections, before and after.
+        depthwise_kernel_size: kernel size of the depthwise convolution before the prediction, int
+            or (height, width); None for no such convolution.
+        center_feature_scale: whether to blend the sums with the projected inputs before the last
+            projection. The share of each is predicted from the sums, for each pixel and group.
+        pointwise: whether to project the inputs before sampling, and the sums afterwards.
         output_bias: whether the last projection has a bias.
 
     Source: Xiong et al., "Efficient Deformable ConvNets" (arXiv:2401.06197, section 3.1).
     `offset_mask_dw`, `offset_mask`, `value_proj`, `output_proj` and `center_feature_scale_proj`
-    have, transposed, the weights of the authors' implementation, which has no working strides.
+    have the weights of the authors' implementation, transposed. Strides do not work in that
+    implementation.
 
     Example:
         >>> DCNv4(groups=4)(tf.zeros([2, 9, 7, 16])).shape

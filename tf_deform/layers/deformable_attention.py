@@ -25,37 +25,37 @@ from tf_deform.ops.deformable_attention import METHODS
 
 @keras.saving.register_keras_serializable("tf_deform")
 class MultiScaleDeformableAttention(Projected):
-    """Returns `[batch, queries, channels]`: what each query finds in maps of several scales.
+    """Returns `[batch, queries, channels]`: what each query reads in maps of several scales.
 
-    Each query predicts, for each head and each map, a few places around its reference point and how
-    much each counts (a softmax over the places in all maps together), samples the projected maps
-    there, and projects the weighted sums to its own channels. An untrained layer looks from the
-    reference point in as many directions as there are heads.
+    For each head and each map, a query predicts a few points around its reference point. It also
+    predicts a weight for each point: a softmax over the points of all maps together. The layer
+    samples the projected maps at the points, sums the weighted samples, and projects the sums to
+    the channels of the query. In an untrained layer each head looks in another direction from the
+    reference point.
 
     Args:
-        num_heads: int.
-        key_dim: int, channels of each head.
-        num_points: int, places for each head in each map; or a list of ints, one for each map.
-        method: "default" samples the maps linearly; "discrete" reads the one pixel that
-            `ops.multi_scale_deformable_attention` says, and the places learn nothing.
+        num_heads: int, number of heads.
+        key_dim: int, number of channels of each head.
+        num_points: int, points for each head in each map; or a list of ints, one for each map.
+        method: "default" samples the maps linearly. "discrete" reads a single pixel, the one that
+            `ops.multi_scale_deformable_attention` describes; the points then get no gradient.
 
     Call arguments:
         query: `[batch, queries, channels]`.
-        reference_points: normalised to 0 and 1 at the edges of the maps, in float32: half precision
-            loses pixels. `[batch, queries, 2]` as (x, y), around which places are predicted in
-            pixels of each map; or `[batch, queries, 4]` as (centre x, centre y, width, height),
-            where the unit is a `num_points`-th of half the width and height. `[batch, queries,
-            maps, 2 or 4]` gives each map its own.
-        values: list of feature maps `[batch, height, width, channels]`, as many as the layer was
-            built with, of equal channels.
-        padding_masks: list of `[batch, height, width]`, one a map, or None. As in Keras's masks,
-            True is a pixel that counts; where False, a map is 0 after its projection, whatever
-            it holds.
+        reference_points: in normalised coordinates, 0 and 1 being the edges of the maps. Use
+            float32: half precision is too coarse. `[batch, queries, 2]` as (x, y): the predicted
+            offsets are in pixels of each map. `[batch, queries, 4]` as (centre x, centre y, width,
+            height): an offset of 1 is half the width or height, divided by `num_points`.
+            `[batch, queries, maps, 2 or 4]` gives each map its own reference point.
+        values: list of feature maps `[batch, height, width, channels]` with equal channels. Every
+            call needs as many maps as the first.
+        padding_masks: list of `[batch, height, width]`, one for each map, or None. As in Keras,
+            True marks a pixel that counts. Where a mask is False, the projected map is 0, whatever
+            the map holds.
 
-    Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159, section 4.1 and appendix A.4). The
-    projections `value_proj`, `sampling_offsets`, `attention_weights` and `output_proj` have the
-    names and, transposed, the weights of the authors' implementation, where a mask is True at
-    padding.
+    Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159, section 4.1 and appendix A.4).
+    `value_proj`, `sampling_offsets`, `attention_weights` and `output_proj` have the names and the
+    weights of the authors' implementation, transposed. There a mask is True at padding.
 
     Example:
         >>> layer = MultiScaleDeformableAttention(num_heads=8, key_dim=4)
@@ -167,15 +167,15 @@ class MultiScaleDeformableAttention(Projected):
         """Returns where the layer samples: `[batch, queries, heads, levels, points, 2]`.
 
         The locations are normalised (x, y), 0 and 1 being the edges of the maps, in float32 or
-        wider. With a list of `num_points` they are `[batch, queries, heads, sum(num_points), 2]`.
-        The arguments are those of the call.
+        wider. If `num_points` is a list, their shape is `[batch, queries, heads, sum(num_points),
+        2]`. The arguments are the same as in a call.
         """
         self._check_built()
         values, _ = self._maps(values, padding_masks)
         return self._locations(self._query(query), reference_points, values)
 
     def sampling_weights(self, query: Tensor) -> Tensor:
-        """Returns how much each sample counts, in the shape of the locations without the 2."""
+        """Returns the weight of each sample: the shape of the locations without the last axis."""
         self._check_built()
         return self._weights(self._query(query))
 

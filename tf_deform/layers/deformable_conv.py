@@ -32,46 +32,49 @@ from tf_deform.ops.deformable_conv import sampling_positions
 class DeformableConv(Convolution, OffsetTraining):
     """A convolution whose taps are moved by offsets.
 
-    The layer takes every argument of the Keras convolution of the same rank, in the same order, and
-    can stand in its place: with the default initialisers it starts as that convolution. A second
-    convolution of the same geometry, initialised to zero, predicts from the inputs for each output
-    pixel and tap how far the tap is moved, in pixels, and with `modulated` also how much it counts.
-    The offsets and the sampling positions are float32 or wider under every dtype policy.
+    A tap is one place of the kernel: a 3 by 3 kernel has nine. A second convolution, the predictor,
+    has the same kernel size, strides, padding and dilation. From the inputs it predicts for each
+    output pixel and tap how far the tap moves, in pixels. With `modulated` it also predicts a
+    weight for each tap. The predictor starts at zero. So, with the default initialisers, the
+    untrained layer is a plain convolution.
+
+    The layer takes all arguments of the Keras convolution of the same rank, in the same order, and
+    can replace it. Offsets and sampling positions are float32 or wider under every dtype policy.
 
     Args:
-        deformable_groups: int, groups of input channels with offsets of their own.
+        deformable_groups: int, number of groups of input channels, each with its own offsets.
         modulated: whether to weight the samples (version 2 of the paper).
-        mask_scale: the modulation is `mask_scale * sigmoid(logits)`; 2 makes the untrained layer
-            equal the convolution, 1 is what other libraries use.
-        max_offset: bound of the predicted offsets in pixels, by `max_offset * tanh(offset /
-            max_offset)`; None: unbounded.
-        offset_kernel_initializer: of the predicting convolution, whose bias starts at zero.
-        offset_lr_multiplier: learning rate of the predicting convolution over that of the other
-            weights: its first step is as many times as large, under SGD and under optimizers that
-            normalise gradients, as Adam does. The variables hold the weights divided by it; files
-            hold the weights themselves. Adafactor, Lamb and Muon, whose steps follow the size of
-            the weights, undo it.
-        offset_gradient_scale: factor on the gradient of the predicting convolution's weights. Under
-            SGD it is a learning rate of its own, as `offset_lr_multiplier` is; under Adam it does
-            nothing.
+        mask_scale: the weights of the samples are `mask_scale * sigmoid(logits)`. With 2 the
+            untrained layer equals a plain convolution; other libraries use 1.
+        max_offset: largest predicted offset in pixels, or None for no bound. The bound is smooth:
+            `max_offset * tanh(offset / max_offset)`.
+        offset_kernel_initializer: initializer of the predictor's kernel. Its bias starts at zero.
+        offset_lr_multiplier: learning rate of the predictor, relative to that of the other weights.
+            The predictor's first step is this many times as large, with SGD and with optimizers
+            that normalise gradients, such as Adam. To do this, the variables hold the weights
+            divided by this number; files hold the weights themselves. It has no effect with
+            Adafactor, Lamb and Muon, whose steps follow the size of the weights.
+        offset_gradient_scale: factor on the gradient of the predictor's weights. With SGD it is
+            another way to set the predictor's learning rate. With Adam it does nothing.
 
     Call arguments:
         inputs: `[batch, *space, channels]` ("channels_last").
         offset: `[batch, *output, deformable_groups * taps * rank]` in pixels, used instead of
-            predicted ones. Its last axis runs over deformable groups, taps and coordinates (y, x),
-            the coordinates fastest. A layer first called with an offset has no predictor.
-        modulation: `[batch, *output, deformable_groups * taps]`, multiplies the samples; needed
-            beside an offset if the layer is modulated.
-        guide: `[batch, *space, any channels]`, of the inputs' size, from which offsets are
-            predicted in place of the inputs: features of two frames, say, to align one of them. A
-            layer first called with a guide takes one of as many channels in every call.
+            predicted offsets. The last axis runs over deformable groups, then taps, then
+            coordinates (y, x). A layer that is first called with an offset makes no predictor.
+        modulation: `[batch, *output, deformable_groups * taps]`, weights of the samples. Needed
+            together with an offset if the layer is modulated.
+        guide: `[batch, *space, any channels]`, of the same size as the inputs. The offsets are
+            predicted from it instead of from the inputs. Example: the features of two frames, to
+            align one frame to the other. A layer that is first called with a guide needs a guide
+            with the same number of channels in every call.
 
     Returns:
         `[batch, *output, filters]` in the compute dtype.
 
     Raises:
-        ValueError, TypeError: an option, shape or dtype that does not fit, and images, if there are
-            any, smaller with their padding than the kernel.
+        ValueError, TypeError: an option, shape or dtype that does not fit, or images that, with
+            their padding, are smaller than the kernel. (An empty batch may have any size.)
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.1); Zhu et
     al., "Deformable ConvNets v2" (arXiv:1811.11168, section 3.2).
@@ -220,11 +223,11 @@ class DeformableConv(Convolution, OffsetTraining):
     def predict_offset(
         self, inputs: Tensor, guide: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns what the layer predicts for inputs, or from their guide: (offset, modulation).
+        """Returns what the layer predicts from inputs, or from a guide: (offset, modulation).
 
-        The offsets are in pixels, `[batch, *output, deformable_groups * taps * rank]` in float32
-        or wider; the modulation is `[batch, *output, deformable_groups * taps]`, None if the layer
-        is not modulated. Both follow `data_format`.
+        The offset is `[batch, *output, deformable_groups * taps * rank]` in pixels, in float32 or
+        wider. The modulation is `[batch, *output, deformable_groups * taps]`, or None if the layer
+        is not modulated. Both have the layer's `data_format`.
         """
         if not self.built:
             raise ValueError(f"Layer {self.name!r} must be built before it can predict offsets")
@@ -259,9 +262,9 @@ class DeformableConv(Convolution, OffsetTraining):
     ) -> Tensor:
         """Returns where the layer samples: `[batch, *output, deformable_groups, taps, rank]`.
 
-        They are pixels of the inputs, pixel centres at integers, in array order (y, x), in float32
-        or wider. The taps run row by row. The arguments are those of the call and follow
-        `data_format`; the positions do not.
+        The positions are (y, x) in pixels of the inputs, with pixel centres at integers, in float32
+        or wider. The taps run row by row. The arguments are the same as in a call and have the
+        layer's `data_format`. The positions have the same shape in both formats.
         """
         self._check_built()
         inputs = self._inputs(inputs)

@@ -24,18 +24,20 @@ _PART_OFFSET = "[batch, rois, part_size, part_size, 2 * classes]"
 class DeformableRoIPooling(RoIPooling):
     """Returns `[batch, rois, *output_size, channels]`: RoIAlign with bins moved by offsets.
 
-    The layer pools the boxes undeformed and predicts from that, by a small fully connected network,
-    how far each bin is moved and with `modulated` how much it counts. The last layer starts at
-    zero, so that the untrained layer is RoIAlign (times a half if modulated).
+    The layer first pools each box as RoIAlign does. From the result a small dense network predicts
+    how far each bin moves, and with `modulated` also a weight for each bin. Then the layer pools
+    the moved bins. The last dense layer starts at zero, so that the untrained layer is RoIAlign
+    (times one half if modulated). A bin is one cell of the grid over a box. The boxes get no
+    gradient.
 
     Args:
-        gamma: share of the box's size that an offset of 1 moves a bin by.
-        modulated: whether to weight the bins by a sigmoid.
-        offset_units: units of the network's hidden layers, with ReLU.
+        gamma: an offset of 1 moves a bin by this share of the box's size.
+        modulated: whether to weight the bins, by a sigmoid.
+        offset_units: units of the hidden layers of the network, which have a ReLU.
 
     Call arguments:
-        offset: `[batch, rois, *output_size, 2]` as (y, x), used instead of predicted ones; bins are
-            then not weighted. A layer first called with an offset has no network.
+        offset: `[batch, rois, *output_size, 2]` as (y, x), used instead of predicted offsets. The
+            bins are then not weighted. A layer that is first called with an offset has no network.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.2); Zhu et
     al., "Deformable ConvNets v2" (arXiv:1811.11168, section 3.2).
@@ -110,8 +112,8 @@ class DeformableRoIPooling(RoIPooling):
     ) -> Tensor:
         """Returns the bins in which the layer samples, moved: `[batch, rois, *output_size, 4]`.
 
-        As in `RoIAlign.sampling_boxes`. The arguments are those of the call: an offset of zeros
-        leaves the bins in place.
+        They have the format of `RoIAlign.sampling_boxes`. The arguments are the same as in a call.
+        An offset of zeros leaves the bins in place.
         """
         self._check_built()
         features, boxes, image, shape = self._arguments(features, boxes)
@@ -164,21 +166,26 @@ class DeformableRoIPooling(RoIPooling):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class DeformablePSRoIPooling(RoIPooling):
-    """Returns `[batch, rois, *output_size, output_channels]`: position-sensitive, moved bins.
+    """Returns `[batch, rois, *output_size, output_channels]`: each moved bin pools its own channels.
+
+    The box is divided into `group_size` by `group_size` cells, and the features have separate
+    channels for each of them. A bin, which is one cell of the grid that is pooled, reads the
+    channels of the cell that it starts in, and the offset of the part that it starts in. The layer
+    has no weights: predict the offsets yourself. The boxes get no gradient.
 
     Args:
-        output_channels: int; the features have `output_channels * group_size**2` channels.
-        group_size: cells along each axis in which the features have channels of their own.
-        part_size: cells along each axis in which the offsets are given.
-        sample_per_part: samples a bin along each axis.
-        trans_std: share of the box's size that an offset of 1 moves a bin by.
+        output_channels: int. The features must have `output_channels * group_size**2` channels.
+        group_size: number of cells along each axis.
+        part_size: number of parts along each axis. An offset is given for each part of the box.
+        sample_per_part: samples in each bin along each axis.
+        trans_std: an offset of 1 moves a bin by this share of the box's size.
 
     Call arguments:
         features: `[batch, height, width, output_channels * group_size**2]`.
-        boxes: `[batch, rois, 4]` in input-image pixels, or relative to the image; rounded to whole
-            pixels. A NaN box gives 0.
-        offset: `[batch, rois, part_size, part_size, 2 * classes]` as (y, x) for each class; None:
-            the bins stay in place.
+        boxes: `[batch, rois, 4]` in pixels of the input image, or relative to it. They are rounded
+            to whole pixels. A box of NaN gives 0.
+        offset: `[batch, rois, part_size, part_size, 2 * classes]` as (y, x) for each class. None
+            leaves the bins in place.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.2).
 
@@ -243,8 +250,9 @@ class DeformablePSRoIPooling(RoIPooling):
     ) -> Tensor:
         """Returns the bins in which the layer samples: `[batch, rois, *output_size, classes, 4]`.
 
-        As in `RoIAlign.sampling_boxes`, of boxes that are rounded to whole pixels. The arguments
-        are those of the call; without an offset there is one class, whose bins are in place.
+        They have the format of `RoIAlign.sampling_boxes`; the boxes are rounded to whole pixels
+        first. The arguments are the same as in a call. Without an offset there is one class, whose
+        bins stay in place.
         """
         _, boxes, _, shape = self._arguments(features, boxes)
         bins, _ = moved_bins_of_classes(

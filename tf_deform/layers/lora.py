@@ -16,9 +16,10 @@ class LowRankAdapted(Layer):
     """A layer with a kernel and a bias, whose kernel can be frozen and learn a low-rank change.
 
     Args:
-        lora_rank: int, or None. If given, the kernel is frozen and the layer learns a change of it
-            that is the product of two matrices of this rank, as by `enable_lora`.
-        lora_alpha: the change is scaled by `lora_alpha / lora_rank`; None: as `lora_rank`.
+        lora_rank: int, or None for no LoRA. With an int the kernel is frozen, and the layer learns
+            a change of it: the product of two matrices of this rank. `enable_lora` does the same
+            later.
+        lora_alpha: the change is multiplied by `lora_alpha / lora_rank`; None means `lora_rank`.
 
     Source: Hu et al., "LoRA" (arXiv:2106.09685).
     """
@@ -42,7 +43,7 @@ class LowRankAdapted(Layer):
 
     @property
     def kernel(self) -> Any:
-        """The kernel: a variable, or with LoRA the tensor that the adapted one is."""
+        """The kernel: a variable; with LoRA a tensor, the kernel with its change."""
         if not self.built:
             raise AttributeError(f"Layer {self.name!r} must be built before it has a kernel")
         if not self.lora_enabled:
@@ -63,13 +64,14 @@ class LowRankAdapted(Layer):
     ) -> None:
         """Freezes the kernel and adds a trainable change of low rank to it.
 
-        Bias and what predicts offsets stay trainable. Saving merges the change into the kernel.
+        The bias and the weights that predict offsets stay trainable. Saving merges the change into
+        the kernel.
 
         Args:
-            rank: int, of the change.
-            lora_alpha: the change is scaled by `lora_alpha / rank`; None: as `rank`.
-            a_initializer: of the matrix `[..., rank]` at the side of the inputs.
-            b_initializer: of the matrix `[rank, filters]`.
+            rank: int, rank of the change.
+            lora_alpha: the change is multiplied by `lora_alpha / rank`; None means `rank`.
+            a_initializer: initializer of the matrix `[..., rank]` on the side of the inputs.
+            b_initializer: initializer of the matrix `[rank, filters]`.
 
         Raises:
             ValueError: the layer is not built, has LoRA already, or constrains its kernel.

@@ -13,15 +13,15 @@ from tf_deform.ops import validation
 class OffsetTraining(Layer):
     """A layer whose offset predictor can be trained alone.
 
-    `trainable` freezes a Keras layer as a whole, so that offsets which start at zero would stay
-    there. With `train_offsets_only` the layer is trainable, and only its weights named "offset_..."
-    move. Setting `trainable` counts for all weights and ends it. So does setting that of a model
-    around the layer, which Keras hands on to its layers if the value is another than before.
+    `trainable = False` freezes a Keras layer as a whole: offsets that start at zero then stay zero.
+    With `train_offsets_only` the layer is trainable, but only its weights named "offset_..." learn.
+    Setting `trainable` applies to all weights and ends this. Setting `trainable` of a model around
+    the layer ends it too, if the value differs from the one before: Keras then passes it on.
 
     Args:
-        train_offsets_only: whether all weights but the offset predictor's are frozen, until
-            `trainable` is set. Setting the attribute later makes the layer trainable, and a
-            compiled model needs `compile` again, as after setting `trainable`.
+        train_offsets_only: whether to freeze all weights except those that predict offsets, until
+            `trainable` is set. Setting this attribute later makes the layer trainable. After
+            that, compile the model again, as after setting `trainable`.
     """
 
     def __init__(self, *, train_offsets_only: bool = False, **kwargs: Any) -> None:

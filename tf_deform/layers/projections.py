@@ -11,19 +11,20 @@ from tf_deform.layers.base import Dense, Layer
 
 
 class Projected(Layer):
-    """A layer between linear projections, at positions that linear layers predict.
+    """A layer that samples between linear projections, at positions that linear layers predict.
 
-    Features are cast to the compute dtype; what is predicted, and coordinates that are given, are
-    float32 or wider under every dtype policy.
+    Features are cast to the compute dtype. Predictions and given coordinates are float32 or wider
+    under every dtype policy.
 
     Args:
-        kernel_initializer: of the projections' kernels. What predicts starts as published.
-        bias_initializer: of the projections' biases.
-        kernel_regularizer: of the projections' kernels, or None.
-        bias_regularizer: of the projections' biases, or None.
-        activity_regularizer: of the layer's outputs, or None.
-        kernel_constraint: of the projections' kernels, or None.
-        bias_constraint: of the projections' biases, or None.
+        kernel_initializer: initializer of the projections' kernels. The layers that predict start
+            as in the paper.
+        bias_initializer: initializer of the projections' biases.
+        kernel_regularizer: regularizer of the projections' kernels, or None.
+        bias_regularizer: regularizer of the projections' biases, or None.
+        activity_regularizer: regularizer of the layer's outputs, or None.
+        kernel_constraint: constraint on the projections' kernels, or None.
+        bias_constraint: constraint on the projections' biases, or None.
     """
 
     def __init__(

@@ -77,24 +77,26 @@ class RegionPooling(Layer):
 class RoIPooling(RegionPooling):
     """What the layers of upright boxes share: boxes `[batch, rois, 4]` in any format.
 
-    A relative box format is relative to the input image: the features' size over `spatial_scale`.
-    There is no gradient to the boxes.
+    A bin is one cell of the grid that the layer lays over a box. Relative box formats are relative
+    to the input image, whose size is that of the features divided by `spatial_scale`. The boxes get
+    no gradient.
 
     Args:
-        output_size: int, or (height, width) in bins.
-        output_channels: int, channels of the result.
-        spatial_scale: features' size over the input image's size. An eager call warns if with it
-            all finite boxes lie outside of the features.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            such a layer cannot be compiled by XLA.
-        aligned: False for the older convention without the half-pixel shift, in which boxes are
-            also at least one pixel wide.
-        bounding_box_format: as in `keras.utils.bounding_boxes`.
+        output_size: int, or (height, width): the number of bins.
+        output_channels: int, number of channels of the result.
+        spatial_scale: size of the features divided by the size of the input image, for example
+            1 / 16. An eager call warns if all finite boxes lie outside the features.
+        sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
+            rounded up; XLA cannot compile the gradient of that.
+        aligned: False for the older convention, which has no half-pixel shift and makes boxes at
+            least one pixel wide.
+        bounding_box_format: a format of `keras.utils.bounding_boxes`.
 
     Call arguments:
         features: `[batch, height, width, channels]`.
-        boxes: `[batch, rois, 4]` in input-image pixels, or relative to the image. Float32: half
-            precision loses pixels. A NaN box gives 0: `tfd.boxes.pad` fills up with them.
+        boxes: `[batch, rois, 4]` in pixels of the input image, or relative to it. Use float32: half
+            precision is too coarse. A box of NaN gives 0; `tfd.boxes.pad` fills shorter lists with
+            such boxes.
     """
 
     entries = 4
@@ -128,10 +130,10 @@ class RoIPooling(RegionPooling):
     def sampling_boxes(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Returns the bins in which the layer samples: boxes `[batch, rois, *output_size, 4]`.
 
-        They are (x_min, y_min, x_max, y_max) in input-image pixels whatever `bounding_box_format`,
-        in float32 or wider. The pixel p of the features lies at `(p + 0.5) / spatial_scale`; with
-        `aligned=False` that puts the bins half a pixel of the features beside the boxes. The
-        arguments are those of the call.
+        They are (x_min, y_min, x_max, y_max) in pixels of the input image, in float32 or wider, for
+        every `bounding_box_format`. Pixel p of the features lies at `(p + 0.5) / spatial_scale` in
+        the image. With `aligned=False` the bins are therefore shifted against the boxes by half a
+        pixel of the features. The arguments are the same as in a call.
         """
         _, boxes, _, shape = self._arguments(features, boxes)
         bins, scale = self._bins(boxes)

@@ -29,8 +29,8 @@ class RoIAlign(RoIPooling):
     """Returns `[batch, rois, *output_size, channels]`: the mean of samples in each bin of each box.
 
     Args:
-        reduction: "mean" of the samples in each bin, or "max", their maximum. ONNX's RoiAlign means
-            another number by its mode "max".
+        reduction: "mean" or "max" of the samples in each bin. This "max" differs from the mode
+            "max" of ONNX's RoiAlign.
 
     Source: He et al., "Mask R-CNN" (arXiv:1703.06870, section 3).
 
@@ -84,27 +84,28 @@ class RoIAlign(RoIPooling):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class RoIAlignRotated(RegionPooling):
-    """Returns `[batch, rois, *output_size, channels]`: RoIAlign of boxes that are turned.
+    """Returns `[batch, rois, *output_size, channels]`: RoIAlign of rotated boxes.
 
-    There is no gradient to the boxes.
+    A bin is one cell of the grid that the layer lays over a box. The boxes get no gradient.
 
     Args:
-        output_size: int, or (height, width) in bins, of a box before it is turned.
-        spatial_scale: features' size over the input image's size. An eager call warns if with it
-            all finite boxes lie outside of the features.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            such a layer cannot be compiled by XLA.
-        aligned: False for the older convention without the half-pixel shift, in which boxes are
-            also at least one pixel wide.
+        output_size: int, or (height, width): the number of bins, along the sides of the box before
+            it is rotated.
+        spatial_scale: size of the features divided by the size of the input image, for example
+            1 / 16. An eager call warns if all finite boxes lie outside the features.
+        sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
+            rounded up; XLA cannot compile the gradient of that.
+        aligned: False for the older convention, which has no half-pixel shift and makes boxes at
+            least one pixel wide.
         angle_unit: "radians", as in mmcv, or "degrees", as in detectron2.
-        clockwise: whether a positive angle turns a box clockwise, as one looks at the image; else
-            it turns it counter-clockwise.
-        reduction: "mean" of the samples in each bin, or "max", their maximum.
+        clockwise: whether a positive angle rotates a box clockwise, as you see it in the image.
+            False: counter-clockwise.
+        reduction: "mean" or "max" of the samples in each bin.
 
     Call arguments:
         features: `[batch, height, width, channels]`.
-        boxes: `[batch, rois, 5]` as (x_center, y_center, width, height, angle), in input-image
-            pixels. Float32: half precision loses pixels. A NaN box gives 0.
+        boxes: `[batch, rois, 5]` as (x_center, y_center, width, height, angle), in pixels of the
+            input image. Use float32: half precision is too coarse. A box of NaN gives 0.
 
     Source: Ma et al., "Arbitrary-Oriented Scene Text Detection via Rotation Proposals"
     (arXiv:1703.01086, section III-D), with the sampling of RoIAlign.
@@ -158,10 +159,10 @@ class RoIAlignRotated(RegionPooling):
     def sampling_boxes(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Returns the bins in which the layer samples: boxes `[batch, rois, *output_size, 5]`.
 
-        They are (x_center, y_center, width, height, angle) as the boxes are, in input-image pixels
-        and float32 or wider. The pixel p of the features lies at `(p + 0.5) / spatial_scale`; with
-        `aligned=False` that puts the bins half a pixel of the features beside the boxes. The
-        arguments are those of the call.
+        They are (x_center, y_center, width, height, angle), like the boxes, in pixels of the input
+        image and in float32 or wider. Pixel p of the features lies at `(p + 0.5) / spatial_scale`
+        in the image. With `aligned=False` the bins are therefore shifted against the boxes by half
+        a pixel of the features. The arguments are the same as in a call.
         """
         _, boxes, _, shape = self._arguments(features, boxes)
         bins = turned_bins(
@@ -185,15 +186,16 @@ class MultiScaleRoIAlign(RoIPooling):
     """Returns `[batch, rois, *output_size, channels]`: RoIAlign on the pyramid level of each box.
 
     Args:
-        scales: for each level the features' size over the input image's size, finest first, each
-            half of the one before.
-        canonical_size: the square root of a box's area, in pixels, that `canonical_level` is for.
-        canonical_level: the level of boxes of `canonical_size`. Level k has the scale 2**-k.
-        reduction: "mean" of the samples in each bin, or "max", their maximum.
+        scales: for each level, the size of the features divided by the size of the input image.
+            The finest level is first, and each scale is half of the one before.
+        canonical_size: size of the boxes that use `canonical_level`: the square root of their area,
+            in pixels.
+        canonical_level: level of boxes of `canonical_size`. Level k has the scale 2**-k.
+        reduction: "mean" or "max" of the samples in each bin.
 
     Call arguments:
-        features: list of `[batch, height, width, channels]`, one a scale; or the dictionary that a
-            pyramid of KerasHub returns, {"P3": finest, "P4": ...}.
+        features: list of `[batch, height, width, channels]`, one for each scale, or the dictionary
+            that a pyramid of KerasHub returns, {"P3": finest, "P4": ...}.
 
     Source: Lin et al., "Feature Pyramid Networks" (arXiv:1612.03144, equation 1).
 
@@ -267,8 +269,9 @@ class PSRoIAlign(RoIPooling):
     """Returns `[batch, rois, *output_size, output_channels]`: each bin pools its own channels.
 
     Args:
-        output_channels: int; the features have `output_channels * bins` channels, bin (h, w) of
-            output channel c pooling `(c * height + h) * width + w`.
+        output_channels: int. The features must have `output_channels * bins` channels. Bin (h, w)
+            of output channel c pools input channel `(c * height + h) * width + w`, where height
+            and width are those of `output_size`.
 
     Call arguments:
         features: `[batch, height, width, output_channels * bins]`.

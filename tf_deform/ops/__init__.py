@@ -1,9 +1,10 @@
 """The operators as functions of tensors, all channels-last.
 
-As those of `keras.ops` they take KerasTensors too, and are then nodes of a Functional model, which
-saves them. Two things differ from the layers: a variable given to a function is saved as a constant
-and not trained, and Keras asks layers alone whether XLA can compile them. So with
-`sampling_ratio=0`, which XLA cannot compile, take the layer, or `compile(jit_compile=False)`.
+Like the functions of `keras.ops`, they also take KerasTensors. They are then nodes of a Functional
+model, and are saved with it. Two things differ from the layers. A variable that is given to a
+function is saved as a constant and not trained. And Keras asks only layers whether XLA can compile
+them. XLA cannot compile the gradient of `sampling_ratio=0`: use the layer, or
+`compile(jit_compile=False)`.
 """
 
 from tf_deform.ops.correlation import correlation

@@ -30,39 +30,41 @@ def dcnv3(
     offset_scale: float = 1.0,
     remove_center: bool = False,
 ) -> Tensor:
-    """Returns `[batch, *output, channels]`: for each pixel the weighted sum of its moved taps.
+    """Returns `[batch, *output, channels]`: for each pixel, the weighted sum of its moved taps.
 
-    Instead of a kernel there are weights for each pixel, group of channels and tap. The tap k of
-    the output pixel at q samples the inputs linearly, 0 outside, at
+    A tap is one place of the kernel: a 3 by 3 kernel has nine. Instead of a kernel there are
+    weights for each pixel, group of channels and tap. Tap k of the output pixel at q samples the
+    inputs linearly at
     `q * strides - padding + centre + (k * dilation_rate - centre + offset) * offset_scale`, where
-    the centre is `dilation_rate * (kernel_size - 1) // 2`.
+    the centre is `dilation_rate * (kernel_size - 1) // 2`. Outside, the inputs are 0.
 
     Args:
         inputs: `[batch, height, width, channels]`, any floating dtype.
         offset: `[batch, *output, groups * taps * 2]` in pixels, float32 or float64. The last axis
-            runs over groups, taps (column by column) and coordinates (x, y), the coordinates
-            fastest. Channel c is in group `c // (channels / groups)`.
-        mask: `[batch, *output, groups * taps]`, any floating dtype, the weights, used as they are;
-            the groups follow from its shape. In DCNv3 they are a softmax over the taps of each
-            group.
+            runs over groups, then taps (column by column), then coordinates (x, y). Channel c is in
+            group `c // (channels / groups)`.
+        mask: `[batch, *output, groups * taps]`, any floating dtype: the weights, used as they are.
+            The number of groups follows from this shape. In DCNv3 the weights are a softmax over
+            the taps of each group.
         kernel_size: int, or (height, width), in taps.
         strides: int, or (height, width), in input pixels.
-        padding: "valid", "same" (as in Keras: asymmetric where it is odd), an int of pixels for all
-            sides, or a (before, after) pair for height and one for width.
+        padding: "valid", "same" (as in Keras: an odd pixel is added at the end), an int of pixels
+            for all sides, or a (before, after) pair for height and one for width.
         dilation_rate: int, or (height, width): pixels from one tap of the kernel to the next.
-        offset_scale: factor on the offsets and on the taps' distances from the centre, above 0.
-        remove_center: whether to leave out the tap at the centre; for odd kernels.
+        offset_scale: factor on the offsets and on the distances of the taps from the centre, above
+            0.
+        remove_center: whether to leave out the tap at the centre. Needs an odd kernel size.
 
     Returns:
-        The sums in the dtype of `inputs`; half precision is accumulated in float32.
+        The sums in the dtype of `inputs`. Half precision is summed in float32.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit, and images, if there are
-            any, smaller with their padding than the kernel.
-        InvalidArgumentError: the same where shapes are known only at run time.
+        ValueError, TypeError: a shape, dtype or option that does not fit, or images that, with
+            their padding, are smaller than the kernel. (An empty batch may have any size.)
+        InvalidArgumentError: the same faults, if shapes are known only at run time.
 
-    Source: Wang et al., "InternImage" (arXiv:2211.05778, equation 2, without its projections); the
-    channels' order, the scale and `remove_center` as in the authors' implementation.
+    Source: Wang et al., "InternImage" (arXiv:2211.05778, equation 2, without its projections). The
+    order of the channels, the scale and `remove_center` are those of the authors' implementation.
 
     Example:
         >>> inputs = tf.reshape(tf.range(9.0), [1, 3, 3, 1])
@@ -126,39 +128,41 @@ def dcnv4(
     offset_scale: float = 1.0,
     remove_center: bool = False,
 ) -> Tensor:
-    """Returns `[batch, *output, channels]`: for each pixel the weighted sum of its moved taps.
+    """Returns `[batch, *output, channels]`: for each pixel, the weighted sum of its moved taps.
 
-    This is `dcnv3` with offsets and weights in one tensor. The tap k of the output pixel at q
-    samples the inputs linearly, 0 outside, at
+    This is `dcnv3` with offsets and weights in one tensor. Tap k of the output pixel at q samples
+    the inputs linearly at
     `q * strides - padding + centre + (k * dilation_rate - centre + offset) * offset_scale`, where
-    the centre is `dilation_rate * (kernel_size - 1) // 2`.
+    the centre is `dilation_rate * (kernel_size - 1) // 2`. Outside, the inputs are 0.
 
     Args:
         inputs: `[batch, height, width, channels]`, any floating dtype.
         offset_mask: `[batch, *output, groups * taps * 3, rounded up to a multiple of 8]`, float32
-            or float64. For each group it holds the offsets of its taps in pixels, (x, y) for each
-            tap, then the taps' weights, the taps column by column; what is left over at the end is
-            not read. The weights are used as they are: DCNv4 has no softmax.
+            or float64. For each group it holds first the offsets of the taps in pixels, (x, y) for
+            each tap, and then the weights of the taps. The taps run column by column. Channels that
+            are left over at the end are not read. The weights are used as they are: DCNv4 has no
+            softmax.
         kernel_size: int, or (height, width), in taps.
-        groups: into how many groups the channels are divided, each with offsets of its own.
-            Channel c is in group `c // (channels / groups)`.
+        groups: number of groups of channels, each with its own offsets. Channel c is in group
+            `c // (channels / groups)`.
         strides: int, or (height, width), in input pixels.
-        padding: "valid", "same" (as in Keras: asymmetric where it is odd), an int of pixels for all
-            sides, or a (before, after) pair for height and one for width.
+        padding: "valid", "same" (as in Keras: an odd pixel is added at the end), an int of pixels
+            for all sides, or a (before, after) pair for height and one for width.
         dilation_rate: int, or (height, width): pixels from one tap of the kernel to the next.
-        offset_scale: factor on the offsets and on the taps' distances from the centre, above 0.
-        remove_center: whether to leave out the tap at the centre; for odd kernels.
+        offset_scale: factor on the offsets and on the distances of the taps from the centre, above
+            0.
+        remove_center: whether to leave out the tap at the centre. Needs an odd kernel size.
 
     Returns:
-        The sums in the dtype of `inputs`; half precision is accumulated in float32.
+        The sums in the dtype of `inputs`. Half precision is summed in float32.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit, and images, if there are
-            any, smaller with their padding than the kernel.
-        InvalidArgumentError: the same where shapes are known only at run time.
+        ValueError, TypeError: a shape, dtype or option that does not fit, or images that, with
+            their padding, are smaller than the kernel. (An empty batch may have any size.)
+        InvalidArgumentError: the same faults, if shapes are known only at run time.
 
     Source: Xiong et al., "Efficient Deformable ConvNets" (arXiv:2401.06197, section 3.1, without
-    its projections); the channels' order as in the authors' implementation.
+    its projections). The order of the channels is that of the authors' implementation.
 
     Example:
         >>> inputs = tf.reshape(tf.range(9.0), [1, 3, 3, 1])

@@ -25,34 +25,37 @@ def multi_scale_deformable_attention(
     num_points: Sequence[int] | None = None,
     method: AttentionMethod = "default",
 ) -> Tensor:
-    """Returns `[batch, queries, heads * dim]`: for each query and head a weighted sum of samples.
+    """Returns `[batch, queries, heads * dim]`: for each query and head, a weighted sum of samples.
 
-    Each head samples its channels of every feature map linearly at a few places of its own, 0
-    outside, and adds the samples of all maps up with their weights.
+    Each head samples its channels of every feature map at a few points of its own, and sums the
+    weighted samples of all maps. Each feature map is called a level.
 
     Args:
-        values: list of feature maps `[batch, height, width, heads * dim]`, of equal batch, channels
-            and floating dtype; channel c belongs to head `c // dim`.
+        values: list of feature maps `[batch, height, width, heads * dim]`, with equal batch,
+            channels and floating dtype. Channel c belongs to head `c // dim`.
         locations: `[batch, queries, heads, levels, points, 2]` as normalised (x, y), float32 or
-            float64; 0 and 1 are the outer edges of the edge pixels. The heads, levels and points
-            must be known while tracing.
-        weights: `[batch, queries, heads, levels, points]`, any floating dtype; used as they are.
-        num_points: list of ints, how many points each level has; `locations` are then `[batch,
-            queries, heads, sum(num_points), 2]` and `weights` without the 2, the points of the
-            first level before those of the next. None: each level has as many.
-        method: "default", or "discrete": a location reads the one pixel floor(location * size +
-            0.5), clamped into the map (half a pixel off the nearest, as published), and has no
-            gradient; one that is NaN or infinite reads 0.
+            float64. 0 and 1 are the outer edges of the edge pixels. The number of heads, levels and
+            points must be known while tracing.
+        weights: `[batch, queries, heads, levels, points]`, any floating dtype. They are used as
+            they are, without a softmax.
+        num_points: None if each level has the same number of points; otherwise a list of ints, one
+            for each level. `locations` is then `[batch, queries, heads, sum(num_points), 2]`, and
+            `weights` is `[batch, queries, heads, sum(num_points)]`. The points of the first level
+            come first.
+        method: "default" samples linearly, with 0 outside the map. "discrete" reads a single pixel,
+            floor(location * size + 0.5), clamped into the map. As published, this is half a pixel
+            off the nearest one. Locations then get no gradient, and one that is NaN or infinite
+            reads 0.
 
     Returns:
-        The sums in the dtype of `values`; half precision is accumulated in float32.
+        The sums in the dtype of `values`. Half precision is summed in float32.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time.
+        InvalidArgumentError: the same faults, if shapes are known only at run time.
 
     Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159, equation 3, without its projections);
-    points that differ by level and "discrete": Lv et al., "RT-DETRv2" (arXiv:2407.17140).
+    for different numbers of points and for "discrete": Lv et al., "RT-DETRv2" (arXiv:2407.17140).
 
     Example:
         >>> values = [tf.reshape(tf.range(4.0), [1, 2, 2, 1]), tf.ones([1, 1, 1, 1])]

@@ -30,35 +30,36 @@ def deformable_conv(
 ) -> Tensor:
     """Returns `[batch, *output, filters]`: a convolution whose taps are moved by offsets.
 
-    The tap k of the output pixel at q samples the inputs linearly at
-    `q * strides - padding + k * dilation_rate + offset`, 0 outside; the samples, times the mask if
-    there is one, are contracted with the kernel.
+    A tap is one place of the kernel: a 3 by 3 kernel has nine. Tap k of the output pixel at q
+    samples the inputs linearly at `q * strides - padding + k * dilation_rate + offset`; outside,
+    the inputs are 0. The samples are multiplied by the mask, if there is one, and by the kernel,
+    and summed.
 
     Args:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
-        kernel: `[*kernel_size, channels / groups, filters]`, any floating dtype, its shape known
-            while tracing; the groups follow from the shapes.
+        kernel: `[*kernel_size, channels / groups, filters]`, any floating dtype. Its shape must be
+            known while tracing. The number of groups follows from the shapes.
         offset: `[batch, *output, deformable_groups * taps * rank]` in pixels, float32 or float64.
-            The last axis runs over deformable groups, taps (row by row) and coordinates (y, x),
-            the coordinates fastest. Channel c is in deformable group `c // (channels / groups)`.
-        mask: `[batch, *output, deformable_groups * taps]`, any floating dtype, which multiplies the
-            samples; None: nothing does.
-        strides: int or one int an axis, in input pixels.
-        padding: "valid", "same" (as in Keras: asymmetric where it is odd), "causal" (1-D), an int
-            of pixels for all sides, or one (before, after) pair an axis.
-        dilation_rate: int or one int an axis: pixels from one tap of the kernel to the next.
+            The last axis runs over deformable groups, then taps (row by row), then coordinates
+            (y, x). Channel c is in deformable group `c // (channels / deformable_groups)`.
+        mask: `[batch, *output, deformable_groups * taps]`, any floating dtype: weights of the
+            samples. None for no weights.
+        strides: int, or one int for each axis, in input pixels.
+        padding: "valid", "same" (as in Keras: an odd pixel is added at the end), "causal" (1-D), an
+            int of pixels for all sides, or one (before, after) pair for each axis.
+        dilation_rate: int, or one int for each axis: pixels from one tap of the kernel to the next.
 
     Returns:
-        The convolution in the dtype of `inputs`; half precision is accumulated in float32.
+        The convolution in the dtype of `inputs`. Half precision is summed in float32.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit, and images, if there are
-            any, smaller with their padding than the kernel.
-        InvalidArgumentError: the same where shapes are known only at run time.
+        ValueError, TypeError: a shape, dtype or option that does not fit, or images that, with
+            their padding, are smaller than the kernel. (An empty batch may have any size.)
+        InvalidArgumentError: the same faults, if shapes are known only at run time.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, equation 2); with a
-    mask: Zhu et al., "Deformable ConvNets v2" (arXiv:1811.11168, equation 1). At p = -1 exactly the
-    offset's gradient follows the corner that exists.
+    mask: Zhu et al., "Deformable ConvNets v2" (arXiv:1811.11168, equation 1). At a position of
+    exactly -1, the gradient of the offset follows the corner that lies inside.
 
     Example:
         >>> inputs = tf.reshape(tf.range(9.0), [1, 3, 3, 1])

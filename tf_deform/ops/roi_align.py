@@ -36,32 +36,35 @@ def roi_align(
     aligned: bool = True,
     reduction: PoolReduction = "mean",
 ) -> Tensor:
-    """Returns `[rois, *output_size, channels]`: the mean of samples in each bin, or their maximum.
+    """Returns `[rois, *output_size, channels]`: the mean or maximum of samples in each bin.
+
+    A bin is one cell of the grid that is laid over a box. The boxes get no gradient.
 
     Args:
         features: `[batch, height, width, channels]`, any floating dtype.
-        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
-            float64. A NaN box gives 0.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
+            float64. A box of NaN gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
-        output_size: int, or (height, width) in bins.
-        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
-            tensor.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
-        aligned: whether pixel centres are at integers plus a half in the input image, as they are
-            in continuous coordinates. False is the older convention, in which boxes are also made
-            at least one pixel wide.
-        reduction: "mean" of the samples in each bin, or "max", their maximum. ONNX's RoiAlign means
-            another number by its mode "max".
+        output_size: int, or (height, width): the number of bins.
+        spatial_scale: size of the features divided by the size of the input image, above 0; a
+            number or a scalar tensor.
+        sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
+            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
+            second derivative.
+        aligned: True puts the centre of pixel p of the input image at p + 0.5, as in continuous
+            coordinates. False is the older convention without this half pixel, which also makes
+            boxes at least one pixel wide.
+        reduction: "mean" or "max" of the samples in each bin. This "max" differs from the mode
+            "max" of ONNX's RoiAlign.
 
     Returns:
-        Means or maxima in the dtype of `features`; half precision is accumulated in float32.
-        A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes lie
-        outside.
+        Means or maxima in the dtype of `features`. Half precision is summed in float32.
+        A sample more than one pixel outside the features counts as 0. Eager calls warn if all
+        finite boxes lie outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+        InvalidArgumentError: the same faults, if shapes are known only at run time; a box index
             outside the batch (not under XLA, which has no run-time errors).
 
     Source: He et al., "Mask R-CNN" (arXiv:1703.06870, section 3).
@@ -101,34 +104,38 @@ def roi_align_rotated(
     clockwise: bool = False,
     reduction: PoolReduction = "mean",
 ) -> Tensor:
-    """Returns `[rois, *output_size, channels]`: `roi_align` of boxes that are turned.
+    """Returns `[rois, *output_size, channels]`: `roi_align` of rotated boxes.
+
+    The boxes get no gradient.
 
     Args:
         features: `[batch, height, width, channels]`, any floating dtype.
-        boxes: `[rois, 5]` as (x_center, y_center, width, height, angle), in input-image pixels,
-            float32 or float64. A NaN box gives 0.
+        boxes: `[rois, 5]` as (x_center, y_center, width, height, angle), in pixels of the input
+            image, float32 or float64. A box of NaN gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
-        output_size: int, or (height, width) in bins, of the box before it is turned.
-        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
-            tensor.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
-        aligned: whether pixel centres are at integers plus a half in the input image, as they are
-            in continuous coordinates. False is the older convention, in which boxes are also made
-            at least one pixel wide.
+        output_size: int, or (height, width): the number of bins, along the sides of the box before
+            it is rotated.
+        spatial_scale: size of the features divided by the size of the input image, above 0; a
+            number or a scalar tensor.
+        sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
+            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
+            second derivative.
+        aligned: True puts the centre of pixel p of the input image at p + 0.5, as in continuous
+            coordinates. False is the older convention without this half pixel, which also makes
+            boxes at least one pixel wide.
         angle_unit: "radians", as in mmcv, or "degrees", as in detectron2.
-        clockwise: whether a positive angle turns a box clockwise, as one looks at the image; else
-            it turns it counter-clockwise.
-        reduction: "mean" of the samples in each bin, or "max", their maximum.
+        clockwise: whether a positive angle rotates a box clockwise, as you see it in the image.
+            False: counter-clockwise.
+        reduction: "mean" or "max" of the samples in each bin.
 
     Returns:
-        Means or maxima in the dtype of `features`; half precision is accumulated in float32.
-        A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes lie
-        outside.
+        Means or maxima in the dtype of `features`. Half precision is summed in float32.
+        A sample more than one pixel outside the features counts as 0. Eager calls warn if all
+        finite boxes lie outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+        InvalidArgumentError: the same faults, if shapes are known only at run time; a box index
             outside the batch (not under XLA, which has no run-time errors).
 
     Source: Ma et al., "Arbitrary-Oriented Scene Text Detection via Rotation Proposals"
@@ -169,36 +176,38 @@ def multi_scale_roi_align(
     canonical_level: float = 4,
     reduction: PoolReduction = "mean",
 ) -> Tensor:
-    """Returns `[rois, *output_size, channels]`: RoIAlign of each box on the level that suits it.
+    """Returns `[rois, *output_size, channels]`: RoIAlign of each box on the level for its size.
+
+    The boxes get no gradient.
 
     Args:
-        features: list of `[batch, height, width, channels]`, finest first, of equal batch,
+        features: list of `[batch, height, width, channels]`, finest first, with equal batch,
             channels and floating dtype.
-        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
-            float64. A NaN box gives 0.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
+            float64. A box of NaN gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
-        output_size: int, or (height, width) in bins.
-        scales: for each level the features' size over the input image's size, numbers above 0,
-            each half of the one before.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
-        aligned: whether pixel centres are at integers plus a half in the input image, as they are
-            in continuous coordinates. False is the older convention, in which boxes are also made
-            at least one pixel wide.
-        canonical_size: the square root of a box's area, in input-image pixels, for which
-            `canonical_level` is the level.
-        canonical_level: the level of a box of `canonical_size`, counted so that level k has the
-            scale 2**-k.
-        reduction: "mean" of the samples in each bin, or "max", their maximum.
+        output_size: int, or (height, width): the number of bins.
+        scales: for each level, the size of the features divided by the size of the input image;
+            numbers above 0, each half of the one before.
+        sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
+            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
+            second derivative.
+        aligned: True puts the centre of pixel p of the input image at p + 0.5, as in continuous
+            coordinates. False is the older convention without this half pixel, which also makes
+            boxes at least one pixel wide.
+        canonical_size: size of the boxes that use `canonical_level`: the square root of their area,
+            in pixels of the input image.
+        canonical_level: level of boxes of `canonical_size`. Level k has the scale 2**-k.
+        reduction: "mean" or "max" of the samples in each bin.
 
     Returns:
-        Means or maxima in the dtype of the features; half precision is accumulated in float32.
-        A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes lie
-        outside.
+        Means or maxima in the dtype of the features. Half precision is summed in float32.
+        A sample more than one pixel outside the features counts as 0. Eager calls warn if all
+        finite boxes lie outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+        InvalidArgumentError: the same faults, if shapes are known only at run time; a box index
             outside the batch (not under XLA, which has no run-time errors).
 
     Source: Lin et al., "Feature Pyramid Networks" (arXiv:1612.03144, equation 1).

@@ -39,24 +39,25 @@ def ps_roi_align(
 
     Args:
         features: `[batch, height, width, output_channels * bins]`, any floating dtype.
-        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
-            float64. A NaN box gives 0.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
+            float64. A box of NaN gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
-        output_size: int, or (height, width) in bins.
-        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
-            tensor.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
+        output_size: int, or (height, width): the number of bins.
+        spatial_scale: size of the features divided by the size of the input image, above 0; a
+            number or a scalar tensor.
+        sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
+            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
+            second derivative.
 
     Returns:
-        Means in the dtype of `features`; pixel centres are at integers plus a half in the input
-        image, and boxes of any size. A sample more than a pixel outside counts as 0; eager calls
-        warn if all finite boxes lie outside.
+        Means in the dtype of `features`. The centre of pixel p of the input image is at p + 0.5.
+        Boxes may have any size. A sample more than one pixel outside the features counts as 0.
+        Eager calls warn if all finite boxes lie outside.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit, and channels that are no
-            multiple of the bins.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+        ValueError, TypeError: a shape, dtype or option that does not fit, for example channels that
+            are not a multiple of the number of bins.
+        InvalidArgumentError: the same faults, if shapes are known only at run time; a box index
             outside the batch (not under XLA, which has no run-time errors).
 
     Source: Dai et al., "R-FCN" (arXiv:1605.06409, equation 1), with the sampling of RoIAlign.
@@ -101,29 +102,30 @@ def deformable_roi_pool(
 
     Args:
         features: `[batch, height, width, channels]`, any floating dtype.
-        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
-            float64. A NaN box gives 0.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
+            float64. A box of NaN gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
-        offset: `[rois, *output_size, 2]` as (y, x), any floating dtype: bins move by
-            `gamma * box size * offset`. None leaves them in place.
-        output_size: int, or (height, width) in bins.
-        mask: `[rois, *output_size]`, any floating dtype, which multiplies the bins; None: nothing
-            does.
-        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
-            tensor.
-        sampling_ratio: samples a bin along each axis. 0: as many as a bin has pixels, rounded up;
-            that cannot be compiled by XLA, nor differentiated twice inside a tf.function.
-        gamma: share of the box's size that an offset of 1 moves a bin by; a number or a scalar
+        offset: `[rois, *output_size, 2]` as (y, x), any floating dtype. Each bin moves by
+            `gamma * box size * offset`. None leaves the bins in place.
+        output_size: int, or (height, width): the number of bins.
+        mask: `[rois, *output_size]`, any floating dtype: a weight for each bin. None for no
+            weights.
+        spatial_scale: size of the features divided by the size of the input image, above 0; a
+            number or a scalar tensor.
+        sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
+            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
+            second derivative.
+        gamma: an offset of 1 moves a bin by this share of the box's size; a number or a scalar
             tensor.
 
     Returns:
-        Means in the dtype of `features`; pixel centres are at integers plus a half in the input
-        image. A sample more than a pixel outside counts as 0; eager calls warn if all finite boxes
-        lie outside.
+        Means in the dtype of `features`. The centre of pixel p of the input image is at p + 0.5. A
+        sample more than one pixel outside the features counts as 0. Eager calls warn if all finite
+        boxes lie outside.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+        InvalidArgumentError: the same faults, if shapes are known only at run time; a box index
             outside the batch (not under XLA, which has no run-time errors).
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, equation 5), with
@@ -167,43 +169,48 @@ def deformable_ps_roi_pool(
     trans_std: float | Tensor = 0.1,
     spatial_scale: float | Tensor = 1.0,
 ) -> Tensor:
-    """Returns `[rois, *output_size, output_channels]`: position-sensitive pooling of moved bins.
+    """Returns `[rois, *output_size, output_channels]`: moved bins with their own channels.
 
-    A bin at row p of P reads the input channels of group row `floor(p * group_size / P)` and the
-    offsets of part row `floor(p * part_size / P)`; likewise for columns. Input channel
+    The box is divided into `group_size` by `group_size` groups, each with its own input channels,
+    and into `part_size` by `part_size` parts, each with its own offset. A bin in row p of P rows
+    reads the input channels of group row `floor(p * group_size / P)` and the offset of part row
+    `floor(p * part_size / P)`. The same holds for columns. Input channel
     `(c * group_size + group row) * group_size + group column` belongs to output channel c.
 
     Args:
         features: `[batch, height, width, output_channels * group_size**2]`, any floating dtype.
-        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in input-image pixels, float32 or
-            float64, rounded to whole pixels (halves away from zero), both ends included. A NaN box
-            gives 0.
+        boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
+            float64. They are rounded to whole pixels (halves away from zero), both ends included. A
+            box of NaN gives 0.
         box_indices: `[rois]` integers, the image that each box lies in.
         offset: `[rois, part_size, part_size, 2 * classes]` as (y, x) for each class, any floating
-            dtype: bins move by `trans_std * box size * offset`. Output channel c is of class
+            dtype. A bin moves by `trans_std * box size * offset`. Output channel c is of class
             `c // (output_channels / classes)`. None leaves the bins in place.
-        output_size: int, or (height, width) in bins.
-        output_channels: how many channels the result has.
-        group_size: cells along each axis in which the features have channels of their own.
-        part_size: cells along each axis in which the offsets are given.
-        sample_per_part: samples a bin along each axis, from the bin's start on.
-        trans_std: share of the box's size that an offset of 1 moves a bin by; a number or a scalar
+        output_size: int, or (height, width): the number of bins.
+        output_channels: number of channels of the result.
+        group_size: number of groups along each axis.
+        part_size: number of parts along each axis.
+        sample_per_part: samples in each bin along each axis. The first one is at the bin's start.
+        trans_std: an offset of 1 moves a bin by this share of the box's size; a number or a scalar
             tensor.
-        spatial_scale: features' size over the input image's size, above 0; a number or a scalar
-            tensor.
+        spatial_scale: size of the features divided by the size of the input image, above 0; a
+            number or a scalar tensor.
 
     Returns:
-        Means over the samples no further than half a pixel outside, 0 where there are none, in the
-        dtype of `features`. Eager calls warn if all finite boxes lie outside.
+        Means in the dtype of `features`, over the samples that are inside the features or at most
+        half a pixel outside; 0 where there are none. Eager calls warn if all finite boxes lie
+        outside.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or option that does not fit, channels that are not
-            `output_channels * group_size**2`, and classes that do not divide the output channels.
-        InvalidArgumentError: the same where shapes are known only at run time, and a box index
+        ValueError, TypeError: a shape, dtype or option that does not fit, for example channels that
+            are not `output_channels * group_size**2`, or classes that do not divide the output
+            channels.
+        InvalidArgumentError: the same faults, if shapes are known only at run time; a box index
             outside the batch (not under XLA, which has no run-time errors).
 
-    Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.2, and the
-    authors' implementation for the rounding and the samples' places; offsets (x, y) there).
+    Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 2.2). The
+    rounding and the places of the samples are those of the authors' implementation, where offsets
+    are (x, y).
 
     Example:
         >>> features = tf.reshape(tf.range(16.0), [1, 4, 4, 1])

@@ -33,32 +33,34 @@ def weighted_sample(
 ) -> Tensor:
     """Returns `[rows, queries, channels]`: weighted sums of linear samples, zero outside.
 
-    For each row, query and group of channels, the values are sampled linearly at `points_per_query`
-    points, and the samples are added up with their weights. Outside the image everything is 0,
-    with a linear ramp over the last pixel: a point counts where -1 < p < size. A point with a NaN
-    or infinite coordinate samples 0 and gets no gradient.
+    A row is a set of queries that read the same image: the pixels of one image, or the bins of one
+    box, for example. For each row, query and group of channels, the values are sampled linearly at
+    `points_per_query` points, and the weighted samples are summed. Outside the image the values are
+    0, with a linear ramp over the last pixel: a point counts where -1 < p < size. A point with a
+    NaN or infinite coordinate samples 0 and gets no gradient.
 
     Args:
         values: `[images, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
-        points: `[rows, queries, groups, points_per_query, rank]` in pixels, array order (y, x) or
-            (z, y, x), float32 or float64. `groups` divides the channels; channel c is in group
+        points: `[rows, queries, groups, points_per_query, rank]` as (y, x) or (z, y, x) in pixels,
+            float32 or float64. The number of groups must divide the channels; channel c is in group
             `c // (channels / groups)`.
         weights: `[rows, queries, groups, points_per_query]`, any floating dtype, or None for 1
             everywhere.
-        image_index: `[rows]` integers, the image that each row reads; None: row r reads image r.
+        image_index: `[rows]` integers, the image that each row reads. With None, row r reads image
+            r.
 
     Returns:
-        `[rows, queries, channels]` in float32, or float64 if the values are float64: sums of
+        `[rows, queries, channels]` in float32, or float64 if the values are float64. Sums of
         half-precision values are not rounded back.
 
     Raises:
         ValueError, TypeError: a shape or dtype that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time, and an image index
+        InvalidArgumentError: the same faults, if shapes are known only at run time; an image index
             outside the images (not under XLA, which has no run-time errors).
 
     Source: the sampling of "Deformable Convolutional Networks" (arXiv:1703.06211, equations 3 and
-    4), generalised to many points a query. At p = -1 exactly the value is 0 and the gradient
-    follows the corner that exists, so that offsets initialised to zero learn.
+    4), generalised to many points for each query. At a position of exactly -1 the value is 0, and
+    the gradient follows the corner that lies inside, so that offsets that start at zero learn.
 
     Example:
         >>> values = tf.constant([[[0.0], [10.0], [20.0]]])  # one 1-D image of 3 pixels
@@ -105,23 +107,23 @@ def sample(
 
     Args:
         values: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
-        points: `[batch, ..., rank]` in pixels, array order (y, x) or (z, y, x); integers are pixel
-            centres. Use float32 or float64.
-        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves to even; no
-            gradient to the points) or "bicubic" (cubic convolution with A = -0.75).
-        padding_mode: "zeros" outside the image; "border" repeats the edge pixel; "reflection"
-            reflects about the centres of the edge pixels. A point with a NaN or infinite
-            coordinate samples 0 in every mode.
+        points: `[batch, ..., rank]` as (y, x) or (z, y, x) in pixels; integers are pixel centres.
+            Use float32 or float64.
+        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves are rounded
+            to even; the points get no gradient) or "bicubic" (cubic convolution with A = -0.75).
+        padding_mode: "zeros" reads 0 outside the image; "border" repeats the edge pixel;
+            "reflection" reflects about the centres of the edge pixels. A point with a NaN or
+            infinite coordinate samples 0 in every mode.
 
     Returns:
         Samples in the dtype of `values`.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
-        InvalidArgumentError: the same where shapes are known only at run time.
+        InvalidArgumentError: the same faults, if shapes are known only at run time.
 
-    Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, equation 5); the
-    cubic kernel is Keys 1981, equation 4, whose a is -0.75 here as in other image libraries.
+    Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, equation 5). The
+    cubic kernel is Keys 1981, equation 4, with a = -0.75 as in other image libraries.
 
     Example:
         >>> image = tf.reshape(tf.range(6.0), [1, 2, 3, 1])
