@@ -166,7 +166,7 @@ class DeformableRoIPooling(RoIPooling):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class DeformablePSRoIPooling(RoIPooling):
-    """Returns `[batch, rois, *output_size, output_channels]`: each moved bin pools its own channels.
+    """Returns `[batch, rois, *output_size, output_channels]`: moved bins with their own channels.
 
     The box is divided into `group_size` by `group_size` cells, and the features have separate
     channels for each of them. A bin, which is one cell of the grid that is pooled, reads the

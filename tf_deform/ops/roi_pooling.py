@@ -169,7 +169,7 @@ def deformable_ps_roi_pool(
     trans_std: float | Tensor = 0.1,
     spatial_scale: float | Tensor = 1.0,
 ) -> Tensor:
-    """Returns `[rois, *output_size, output_channels]`: moved bins with their own channels.
+    """Returns `[rois, *output_size, output_channels]`: position-sensitive pooling of moved bins.
 
     The box is divided into `group_size` by `group_size` groups, each with its own input channels,
     and into `part_size` by `part_size` parts, each with its own offset. A bin in row p of P rows
