@@ -182,8 +182,8 @@ class DeformablePSRoIPooling(RoIPooling):
 
     Call arguments:
         features: `[batch, height, width, output_channels * group_size**2]`.
-        boxes: `[batch, rois, 4]` in pixels of the input image, or relative to it. They are rounded
-            to whole pixels. A box of NaN gives 0.
+        boxes: `[batch, rois, 4]` in pixels of the input image, or relative to it. The layer uses
+            them rounded to whole pixels. A box of NaN gives 0.
         offset: `[batch, rois, part_size, part_size, 2 * classes]` as (y, x) for each class. None
             leaves the bins in place.
 
