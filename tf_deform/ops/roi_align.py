@@ -44,7 +44,7 @@ def roi_align(
         features: `[batch, height, width, channels]`, any floating dtype.
         boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
             float64. A box of NaN gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
+        box_indices: `[rois]` integers, the index of each box's image in the batch.
         output_size: int, or (height, width): the number of bins.
         spatial_scale: size of the features divided by the size of the input image, above 0; a
             number or a scalar tensor.
@@ -112,7 +112,7 @@ def roi_align_rotated(
         features: `[batch, height, width, channels]`, any floating dtype.
         boxes: `[rois, 5]` as (x_center, y_center, width, height, angle), in pixels of the input
             image, float32 or float64. A box of NaN gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
+        box_indices: `[rois]` integers, the index of each box's image in the batch.
         output_size: int, or (height, width): the number of bins, along the sides of the box before
             it is rotated.
         spatial_scale: size of the features divided by the size of the input image, above 0; a
@@ -185,7 +185,7 @@ def multi_scale_roi_align(
             channels and floating dtype.
         boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
             float64. A box of NaN gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
+        box_indices: `[rois]` integers, the index of each box's image in the batch.
         output_size: int, or (height, width): the number of bins.
         scales: for each level, the size of the features divided by the size of the input image;
             numbers above 0, each half of the one before.

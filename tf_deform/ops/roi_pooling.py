@@ -41,7 +41,7 @@ def ps_roi_align(
         features: `[batch, height, width, output_channels * bins]`, any floating dtype.
         boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
             float64. A box of NaN gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
+        box_indices: `[rois]` integers, the index of each box's image in the batch.
         output_size: int, or (height, width): the number of bins.
         spatial_scale: size of the features divided by the size of the input image, above 0; a
             number or a scalar tensor.
@@ -104,7 +104,7 @@ def deformable_roi_pool(
         features: `[batch, height, width, channels]`, any floating dtype.
         boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
             float64. A box of NaN gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
+        box_indices: `[rois]` integers, the index of each box's image in the batch.
         offset: `[rois, *output_size, 2]` as (y, x), any floating dtype. Each bin moves by
             `gamma * box size * offset`. None leaves the bins in place.
         output_size: int, or (height, width): the number of bins.
@@ -182,7 +182,7 @@ def deformable_ps_roi_pool(
         boxes: `[rois, 4]` as (x_min, y_min, x_max, y_max) in pixels of the input image, float32 or
             float64. They are rounded to whole pixels (halves away from zero), both ends included. A
             box of NaN gives 0.
-        box_indices: `[rois]` integers, the image that each box lies in.
+        box_indices: `[rois]` integers, the index of each box's image in the batch.
         offset: `[rois, part_size, part_size, 2 * classes]` as (y, x) for each class, any floating
             dtype. A bin moves by `trans_std * box size * offset`. Output channel c is of class
             `c // (output_channels / classes)`. None leaves the bins in place.
