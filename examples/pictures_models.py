@@ -237,14 +237,14 @@ def transforming_head(ink):
 
 def train_denoiser(quick):
     """Returns the model of noisy photographs with DCNv3 and DCNv4, and the noise's deviation."""
-    noise, count = 0.15, 16 if quick else 800
+    noise, count = 0.3, 16 if quick else 800
     clean = data.make_scenes(count, 2, digits_each=1, sides=(60, 120)).shrunk()
     noisy = clean + np.random.default_rng(3).normal(0, noise, clean.shape).astype(np.float32)
     inputs = keras.Input([None, None, 3])
     outputs = {}
     for name in ("DCNv3", "DCNv4"):
         features = conv(16)(conv(16)(inputs))
-        layer = getattr(tfd.layers, name)(groups=2, offset_scale=2.0, name=name)
+        layer = getattr(tfd.layers, name)(groups=2, offset_scale=4.0, name=name)
         outputs[f"{name}_clean"] = layers.Conv2D(3, 1, name=f"{name}_clean")(layer(features))
     model = keras.Model(inputs, outputs)
     targets = dict.fromkeys(outputs, clean)

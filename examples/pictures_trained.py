@@ -134,6 +134,7 @@ def position_sensitive(layer, arguments, scenes, outputs):
     grey = 0.7 * scenes.images[index].mean(axis=-1, keepdims=True) * np.ones(3, np.float32)
     canvas = Canvas()
     wide, high = (WIDTH - 4 * GAP) / 3, (HEIGHT - 4 * GAP) / 3
+    around = widened((left, top, right, bottom), wide / high)
     for number in range(models.BINS**2):
         row, column = divmod(number, models.BINS)
         axes = canvas.panel(GAP + column * (wide + GAP), GAP + row * (high + GAP), wide, high)
@@ -141,8 +142,16 @@ def position_sensitive(layer, arguments, scenes, outputs):
         visualization.plot_bins(image, bins, colour=drawing.REST, ax=axes)
         own = bins[:, :1, row : row + 1, column : column + 1]
         visualization.plot_bins(image, own, colour=drawing.COLOURS[1], ax=axes)
-        fill(axes, image)
+        fill(axes, image, around)
     return canvas
+
+
+def widened(box, ratio):
+    """Returns a box (left, top, right, bottom) with a margin and a ratio of width to height."""
+    left, top, right, bottom = box
+    high = 1.2 * max(bottom - top, (right - left) / ratio)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return x - high * ratio / 2, y - high / 2, x + high * ratio / 2, y + high / 2
 
 
 def denoising(model, noise):
@@ -167,7 +176,7 @@ def weighted_taps(model, name, scenes, index, noise):
     axes, image = canvas.whole(), scenes.images[index]
     visualization.plot_taps(image, layer, features, pixel=unit, ax=axes)
     y, x = (data.SHRINK * (place + 0.5) for place in unit)
-    fill(axes, image, (x - 32, y - 24, x + 32, y + 24))
+    fill(axes, image, (x - 48, y - 36, x + 48, y + 36))
     axes.images[0].set_interpolation("bilinear")
     return canvas
 

@@ -75,7 +75,7 @@ def make_scenes(count, seed, test=False):
     return images.astype("float32"), boxes, labels
 
 
-images, truths, labels = make_scenes(32 if QUICK else 800, seed=0)
+images, truths, labels = make_scenes(32 if QUICK else 2000, seed=0)
 test_images, test_truths, test_labels = make_scenes(100, seed=1, test=True)
 
 # %%
@@ -214,7 +214,7 @@ rois = jittered(truths, np.random.default_rng(2))
 on, away = first_targets(truths)
 box_classes, moves, found = second_targets(rois, truths, labels)
 
-epochs = 1 if QUICK else 10
+epochs = 1 if QUICK else 15
 schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(images) // 16))
 detector.compile(
     keras.optimizers.Adam(schedule),
