@@ -243,7 +243,7 @@ BAD = {
         lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]),
         {},
     ),
-    r"received None, which chooses none of 1 .*; a stem is chosen by its name alone": (
+    r"received None, which chooses none of 1 .*; name a stem to convert it": (
         lambda: small(3, 1),
         {},
     ),

@@ -10,6 +10,7 @@ from architecture_test import CALLS, DOCUMENTED, PUBLIC
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "docs" / "site"))
 
+import breaks
 import guides
 import offline
 import repository
@@ -159,6 +160,14 @@ def test_what_a_page_loads_from_elsewhere_and_links_that_lead_nowhere_are_found(
         "b.html links to a.html#top-1, which has no such anchor",
         "s.css loads https://a.b/font.woff",
     ]
+
+
+def test_names_in_tables_and_titles_break_between_their_words():
+    names = "".join(f'<span class="pre">{name}</span>' for name in ("tf.nn.conv2d", "a_b", "1.5"))
+    html = f"<h1>MultiScaleRoIAlign</h1><td>{names} 1 ± 2</td><p>{names}</p>"
+    title, cell = "Multi|ScaleRoI|Align", names.replace("tf.nn.", "tf.|nn.|").replace("a_", "a_|")
+    expected = f"<h1>{title}</h1><td>{cell} 1\xa0±\xa02</td><p>{names}</p>"
+    assert breaks.broken(html) == expected.replace("|", "<wbr>")
 
 
 def test_the_front_page_says_no_figure_that_readme_and_pages_do_not():

@@ -22,34 +22,35 @@ _NOISE = 0.05  # what offsets and queries that start at zero would hide
 def accelerate(
     model: keras.Model, *, undo: bool = False, sample: Structure[Tensor] | None = None
 ) -> list[tuple[str, str]]:
-    """Replaces the deformable attention of a model of another package by ours, in this model alone.
+    """Replaces the deformable attention of another package's model by ours, in this model only.
 
-    It knows KerasHub's D-FINE and the RT-DETR, RT-DETRv2, RF-DETR, D-FINE, Mask2Former, OneFormer
-    and Grounding DINO of zeromodels. Weights, outputs and gradients stay. Other models stay as they
-    are, unless they share the layers; what Keras has traced of the model is dropped, but not of
-    models around it. Saving writes the original layers: call this again after loading.
+    It supports KerasHub's D-FINE, and RT-DETR, RT-DETRv2, RF-DETR, D-FINE, Mask2Former, OneFormer
+    and Grounding DINO of zeromodels. Weights, outputs and gradients stay the same. Other models do
+    not change, unless they share the layers. Keras traces the model again, but not a model around
+    it: compile that one again. Saving writes the original layers: call this again after loading.
 
-    Before it returns, each replaced layer is compared with the original, with noise on its weights,
-    and the model's outputs with those before, all relative to the largest magnitude and on random
-    inputs. A model of half precision is compared layer by layer alone.
+    Before it returns, it compares each replaced layer with the original, with noise added to its
+    weights, and then the model's outputs before and after. Inputs are random, and differences are
+    relative to the largest magnitude. In half precision it compares the layers only.
 
     Args:
         model: a built Keras model.
-        undo: whether to give the model back what `accelerate` has replaced.
-        sample: what the model is called on for the comparison, with a batch axis. None: random
-            numbers, for a Functional model of which only the batch is free.
+        undo: whether to restore what `accelerate` has replaced.
+        sample: inputs for the comparison, with a batch axis. None: random numbers, which a
+            Functional model allows in which only the batch size is free.
 
     Returns:
-        A list of (path of the layer, name of the foreign function) of what was replaced, or given
-        back. Of a model that is accelerated already, it is empty.
+        A list of (path of the layer, name of the original function) of what was replaced or
+        restored. It is empty if the model is already accelerated.
 
     Raises:
-        ValueError: nothing was found to replace or to give back; outputs differ by more than 1e-4,
-            or our attention does not take what the layer gives it, and the model is as it was;
-            inputs of free sizes without a sample.
+        ValueError: nothing was found to replace or restore; outputs differ by more than 1e-4, or
+            our attention does not accept the layer's arguments, and the model is restored; the
+            model has free sizes, and no sample is given.
 
     Warns:
-        UserWarning: the foreign code is none that is known, and only the comparison vouches for it.
+        UserWarning: this version of the foreign code is unknown, so only the comparison has checked
+            it.
 
     Example:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="mlp")

@@ -46,43 +46,44 @@ def deformable(
 ) -> keras.Model:
     """Returns a copy of the model in which convolutions are deformable, with the same weights.
 
-    The copy returns what the model returns, up to rounding, until it is trained (unless an option
-    such as `mask_scale` says otherwise). Names, order and weights stay; the convolutions gain the
-    weights that predict their offsets. Layers that are shared stay shared, and models in the model
-    are copied as well, as Functional and Sequential models. The copy is compiled if the model is,
-    with an optimizer that starts anew.
+    Until it is trained, the copy returns what the model returns, up to rounding (unless an option
+    such as `mask_scale` changes that). Names, order and weights stay the same; each converted
+    convolution gains the weights that predict its offsets. Shared layers stay shared. Models inside
+    the model are copied too, as Functional and Sequential models. If the model is compiled, the
+    copy is compiled with a new optimizer of the same configuration.
 
-    A depthwise convolution becomes one with as many groups as channels. A separable one becomes a
-    Sequential model of its name with two layers, `<name>_depthwise`, which is deformable, and
-    `<name>_pointwise`.
+    A depthwise convolution becomes a deformable one with as many groups as channels. A separable
+    convolution becomes a Sequential model of the same name with two layers: `<name>_depthwise`,
+    which is deformable, and `<name>_pointwise`.
 
     Args:
-        model: Functional or Sequential Keras model, built.
-        layers: which convolutions: layers of the model, names, paths such as "backbone/conv5" to
-            layers of models in it, one or a list; or a function that is given each Conv1D, Conv2D,
-            Conv3D, DepthwiseConv and SeparableConv layer and returns whether it is one of them.
-            None: the last three with a kernel larger than 1, as the paper does in ResNet, and no
-            stem: one that no other layer with a kernel precedes. Those that are deformable already
-            count as well.
-        train_offsets: whether a convolution that is frozen becomes one whose offsets are trained,
-            with frozen kernel and bias (`train_offsets_only`), in models that are trainable; all
-            other layers stay frozen, and batch normalization in inference mode. False: it stays
-            frozen as a whole.
-        verbose: whether to print each layer converted, and the parameters before and after.
+        model: a built Functional or Sequential Keras model.
+        layers: which convolutions to convert: a layer, a name, a path such as "backbone/conv5" to a
+            layer of a model inside the model, or a list of these; or a function that gets each
+            Conv1D, Conv2D, Conv3D, DepthwiseConv and SeparableConv layer and returns whether to
+            convert it. None: the last three with a kernel larger than 1, as the paper does in
+            ResNet, without stems. No other layer with a kernel comes before a stem. Layers that are
+            already deformable count among the three.
+        train_offsets: whether a frozen convolution becomes a layer whose offsets are trained while
+            its kernel and bias stay frozen (`train_offsets_only`). The models around it become
+            trainable; all other layers stay frozen, and batch normalization stays in inference
+            mode. False: the whole layer stays frozen.
+        verbose: whether to print each converted layer, with its parameters before and after.
         **options: of the deformable layers: `deformable_groups`, `modulated`, `mask_scale`,
             `max_offset`, `offset_kernel_initializer`, `offset_lr_multiplier` and
             `offset_gradient_scale`.
 
     Returns:
-        A Keras model of its own: it shares no weights with the model given.
+        A new Keras model. It shares no weights with the given model.
 
     Raises:
-        ValueError: a model of another kind or not built, a name that no layer has or that several
-            have, a layer of another class, no layer at all, an option that is unknown or does not
-            fit.
+        ValueError: the model is of another kind or not built; a name belongs to no layer or to
+            several; a layer is of another class; there is no layer to convert; an option is unknown
+            or invalid.
 
     Warns:
-        UserWarning: with layers=None, fewer than three layers are there, or all are deformable.
+        UserWarning: with layers=None, there are fewer than three layers, or all are already
+            deformable.
 
     Source: Dai et al., "Deformable Convolutional Networks" (arXiv:1703.06211, section 3).
 

@@ -1,7 +1,7 @@
-"""Boxes of images that have different numbers of them, as the RoI layers take them.
+"""Boxes of images that have different numbers of boxes, as the RoI layers take them.
 
-A box that is NaN in all places pools zeros and gets no gradient: with rows of NaN after the boxes
-that an image has, all images of a batch have as many.
+A NaN box pools zeros and gets no gradient. So rows of NaN are added after the boxes of an image,
+until all images of a batch have the same number of rows.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ def __dir__() -> list[str]:
 def pad(boxes: Tensor | Sequence[Tensor], size: int | None = None) -> tf.Tensor:
     """Returns `[batch, rois, 4]`: the boxes of each image, and after them rows of NaN.
 
-    NaN rows are how boxes are padded here: all RoI operators and layers give 0 for them. The rows
-    to leave out of a loss are `tf.math.is_nan(padded[..., 0])`.
+    All RoI operators and layers return 0 for a row of NaN. `tf.math.is_nan(padded[..., 0])` marks
+    the rows to leave out of a loss.
 
-    It runs eagerly, in a tf.function and in the `map` of a tf.data.Dataset after `ragged_batch`,
-    which is its place: XLA has no ragged tensors.
+    It runs eagerly, in a tf.function, and in the `map` of a tf.data.Dataset after `ragged_batch`.
+    Use it there, because XLA has no ragged tensors.
 
     Args:
-        boxes: tf.RaggedTensor `[batch, (rois), 4]`; or a list of `[rois, 4]`, one an image, where
-            `[]` is an image without boxes; or a tensor `[batch, rois, 4]`. Any floating dtype, in
-            any format of boxes.
-        size: int, the number of rows; None: that of the image with most boxes, which changes from
-            batch to batch, so that a tf.function may be traced anew.
+        boxes: tf.RaggedTensor `[batch, (rois), 4]`; or a list with `[rois, 4]` for each image,
+            where `[]` is an image without boxes; or a tensor `[batch, rois, 4]`. Any floating
+            dtype, in any box format.
+        size: int, the number of rows. None: as many as the image with the most boxes has. This
+            changes from batch to batch, so a tf.function may be traced again.
 
     Returns:
-        The boxes in their dtype, float32 if there are none.
+        The boxes in their dtype. If there are none: float32.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or size that does not fit.
-        InvalidArgumentError: an image has more boxes than `size`, none of which is dropped.
+        ValueError, TypeError: a shape, dtype or size does not fit.
+        InvalidArgumentError: an image has more boxes than `size`; no box is dropped.
 
     Example:
         >>> boxes = [[[0.0, 0.0, 4.0, 4.0]], []]

@@ -32,38 +32,40 @@ class OffsetStatistics(NamedTuple):
 
 
 class OffsetMonitor(keras.callbacks.Callback):
-    """Logs after each epoch what each deformable convolution's offsets do, also to TensorBoard.
+    """Logs statistics of each deformable convolution's offsets after each epoch.
 
-    They are measured on the same inputs each time, in every `DeformableConv1D`, `2D` and `3D` of
-    the model, however deep in it; for a layer that is called several times, over all its calls:
+    After each epoch it runs the model on the same inputs, and measures every `DeformableConv1D`,
+    `2D` and `3D` of the model, however deep inside. If a layer is called several times, all its
+    calls count together:
 
     - offset_magnitude: mean length of the offsets in pixels;
-    - out_of_bounds: share of the samples that lie outside the layer's inputs, beyond the outer
-      edges of their pixels. Those that padding puts there count: compare with the start;
-    - dead_offsets: share of the offset's channels that are the same at every pixel of all inputs,
-      zero or not. They are 1 before training.
+    - out_of_bounds: share of the samples outside the layer's inputs, beyond the outer edges of the
+      edge pixels. Samples in the padding count too, so compare with the value before training;
+    - dead_offsets: share of the offset channels that have the same value at every pixel of all
+      inputs, zero or not. It is 1 before training.
 
-    They are in the `logs` of the epoch under "layer/offset_magnitude" and so on, where the history
-    has them and callbacks that come later in the list: CSVLogger, EarlyStopping.
+    The callback adds them to the `logs` of the epoch, under names such as "layer/offset_magnitude".
+    There the history and the later callbacks in the list, such as CSVLogger and EarlyStopping, find
+    them.
 
-    The first layer whose offsets are NaN or infinite is named in a RuntimeWarning, once.
+    A RuntimeWarning names the first layer whose offsets are NaN or infinite, once.
 
     Args:
-        inputs: a batch of what the model takes: an array, or a list or dict of arrays.
-        log_dir: folder that TensorBoard reads; the values are written to `offsets` in it, as
-            scalars of the same names. None: nothing is written.
+        inputs: a batch of the model's inputs: an array, or a list or dict of arrays.
+        log_dir: TensorBoard's folder. The values are written to `offsets` in it, as scalars of the
+            same names. None: nothing is written.
         pictures: how many of the inputs are drawn for TensorBoard after each epoch, for each
-            two-dimensional layer, as `tfd.visualization.plot_taps` does; needs matplotlib. They are
-            drawn on the first of the inputs that are images of one or three channels.
+            two-dimensional layer, as by `tfd.visualization.plot_taps`. They are drawn on the first
+            of the inputs that is images of one or three channels. Needs matplotlib.
 
     Attributes:
-        statistics: {name of the layer: (offset_magnitude, out_of_bounds, dead_offsets)}, of the
-            start of the training or the last epoch. Where names repeat, a number is appended.
+        statistics: {name of the layer: (offset_magnitude, out_of_bounds, dead_offsets)} of the last
+            epoch, or of the start of the training. If names repeat, a number is appended.
 
     Raises:
-        ValueError: the model calls no deformable convolution; pictures are wanted, but no log_dir
-            is given or no images.
-        ImportError: pictures are wanted, and matplotlib is missing.
+        ValueError: the model calls no deformable convolution; or pictures are requested, but there
+            is no log_dir or no image.
+        ImportError: pictures are requested, and matplotlib is missing.
 
     Example:
         >>> import tempfile

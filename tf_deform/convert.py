@@ -1,14 +1,14 @@
-"""Weights from torchvision, PyTorch, mmcv and InternImage into built layers; none is needed.
+"""Weights from torchvision, PyTorch, mmcv and InternImage for built layers; none is needed.
 
-The weights are a mapping of names to arrays or to tensors of PyTorch, as `model.state_dict()` is,
-or the path of a .safetensors, .npz, .pt or .pth file, which `read` reads. Tensors may be of half
-precision, require gradients and be on any device. A checkpoint that holds such a mapping as
-"state_dict", "model" or "model_state_dict" is taken for that mapping. NaN and infinite numbers are
-taken as they are. Either all weights of a layer are set or none.
+The weights are a mapping of names to arrays or PyTorch tensors, such as `model.state_dict()`, or
+the path of a .safetensors, .npz, .pt or .pth file, which `read` reads. Tensors may be of half
+precision, require gradients and be on any device. If a checkpoint holds the mapping as
+"state_dict", "model" or "model_state_dict", that mapping is used. NaN and infinite numbers are
+loaded as they are. Either all weights of a layer are set or none.
 
-PyTorch's padding is the same on both sides, so that its `padding=1` is `padding=1` here. "same" is
-another at strides above 1: at stride 2 and a kernel of 3 it pads even sizes at their end alone. The
-layers of Keras have no such padding: `keras.layers.ZeroPadding2D(1)` before one with "valid" has.
+PyTorch pads both sides equally, and its `padding=1` is `padding=1` here. "same" differs at strides
+above 1: at stride 2 and a kernel of 3 it pads even sizes only at their end. Keras's own layers have
+no such padding: put `keras.layers.ZeroPadding2D(1)` before a layer with "valid".
 """
 
 from __future__ import annotations
@@ -56,36 +56,36 @@ def load_torchvision(
     mask_prefix: str | None = None,
     pooled_size: tuple[int, int] | None = None,
 ) -> None:
-    """Sets the weights of a built layer from those of torchvision's or PyTorch's.
+    """Sets the weights of a built layer from those of a torchvision or PyTorch layer.
 
-    From torchvision's DeformConv2d into a deformable convolution; from Linear, Conv and
-    ConvTranspose, as torchvision's heads for regions have them, into the Keras layers of that kind.
-    torchvision's DeformConv2d predicts no offsets. A model has a convolution of its own for that,
-    of the same kernel size, strides, padding and dilation, and at times another one for the mask.
+    It loads torchvision's DeformConv2d into a deformable convolution, and Linear, Conv and
+    ConvTranspose, as in torchvision's detection heads, into the Keras layer of the same kind.
+    torchvision's DeformConv2d predicts no offsets. The model has a separate convolution for that,
+    with the same kernel size, strides, padding and dilation, and sometimes another for the mask.
 
-    PyTorch's `padding=1` is `padding=1` here, not "same", which differs at strides above 1; a layer
-    with "same" there is told by a warning. `mask_scale` is what the model multiplies the sigmoid
-    by, often 1.
+    PyTorch's `padding=1` is `padding=1` here, not "same", which differs at strides above 1: then a
+    warning says so. Set `mask_scale` to the factor by which the model multiplies the sigmoid, often
+    1.
 
     Args:
         layer: a built DeformableConv1D, 2D or 3D, or a Dense, Conv or ConvTranspose layer of Keras.
         weights: mapping of names to arrays or tensors in PyTorch's layout, or a path.
-        prefix: of the layer's names, as "backbone.conv1."; what follows is "weight" and "bias".
-        offset_prefix: of the names of the convolution that predicts the offsets; it is given if
-            the layer predicts its offsets, and only then.
-        mask_prefix: of the names of the convolution that predicts the logits of the mask; None if
-            that of the offsets predicts them too, after the offsets.
-        pooled_size: (height, width) of the pooled regions if the layer is a Dense that takes them
-            flattened, as the first of a head does: PyTorch flattens channels first.
+        prefix: of the layer's names, such as "backbone.conv1."; "weight" and "bias" follow it.
+        offset_prefix: of the names of the convolution that predicts the offsets. Required if the
+            layer predicts its offsets, and only then.
+        mask_prefix: of the names of the convolution that predicts the logits of the mask. None if
+            the convolution of the offsets predicts them too, after the offsets.
+        pooled_size: (height, width) of the pooled regions, for a Dense layer that takes them
+            flattened, such as the first of a head: PyTorch flattens channels first.
 
     Raises:
-        ValueError: an entry is missing, is left over under a prefix, has another shape, or holds
-            no real numbers or finite ones beyond the range of the layer's dtype; all such entries
-            are named, and the layer is as before. Where all under a prefix are missing, prefixes
-            are named that may have been meant. Also a layer of another kind, not built,
-            quantized or with LoRA enabled, or prefixes that do not fit it.
-        TypeError: `weights` is neither a mapping nor a path, but a module, say. What `read` raises,
-            too.
+        ValueError: an entry is missing, is left over under a prefix, has another shape, holds no
+            real numbers, or holds finite numbers beyond the range of the layer's dtype. The message
+            names all such entries, and the layer does not change. If all entries under a prefix are
+            missing, it suggests other prefixes. Also if the layer is of another kind, not built,
+            quantized or with LoRA enabled, or if the prefixes do not fit it.
+        TypeError: `weights` is neither a mapping nor a path, but for example a module. Errors of
+            `read` are raised too.
 
     Source: torchvision.ops.DeformConv2d, torchvision.models.detection.roi_heads.
 
@@ -121,32 +121,32 @@ def load_torchvision(
 
 
 def load_mmcv(layer: keras.Layer, weights: Weights, prefix: str = "") -> None:
-    """Sets the weights of a built layer from those of mmcv's.
+    """Sets the weights of a built layer from those of an mmcv layer.
 
-    From DeformConv2dPack (registered as DCN) into a plain layer, from ModulatedDeformConv2dPack
-    (DCNv2) into one with `modulated=True` and `mask_scale=1`: mmcv's mask is the sigmoid itself.
-    From DeformConv2d and ModulatedDeformConv2d into a layer built with an offset given. mmcv has no
-    bias in the unmodulated ones, so `use_bias=False` there. MultiScaleDeformableAttention has the
-    same names in mmcv and in the authors' Deformable DETR.
+    Load DeformConv2dPack (registered as DCN) into a layer without modulation. Load
+    ModulatedDeformConv2dPack (DCNv2) into one with `modulated=True` and `mask_scale=1`, because
+    mmcv's mask is the sigmoid itself. Load DeformConv2d and ModulatedDeformConv2d into a layer that
+    was first called with an offset. Unmodulated layers of mmcv have no bias: use `use_bias=False`.
+    MultiScaleDeformableAttention has the same names in mmcv and in the authors' Deformable DETR.
 
-    mmcv's `padding=1` is `padding=1` here, not "same", which differs at strides above 1; a layer
-    with "same" there is told by a warning.
+    mmcv's `padding=1` is `padding=1` here, not "same", which differs at strides above 1: then a
+    warning says so.
 
     Args:
         layer: a built DeformableConv2D without `max_offset`, or MultiScaleDeformableAttention.
         weights: mapping of names to arrays or tensors in PyTorch's layout, or a path.
-        prefix: of the layer's names, as "backbone.layer4.0.conv2."; what follows is "weight",
-            "bias", "conv_offset.weight" and "conv_offset.bias". Older files have the last two as
-            "backbone.layer4.0.conv2_offset.weight" and "...bias", which is understood.
+        prefix: of the layer's names, such as "backbone.layer4.0.conv2."; "weight", "bias",
+            "conv_offset.weight" and "conv_offset.bias" follow it. Older files call the last two
+            "backbone.layer4.0.conv2_offset.weight" and "...bias"; this works too.
 
     Raises:
-        ValueError: an entry is missing, is left over under the prefix, has another shape, or holds
-            no real numbers or finite ones beyond the range of the layer's dtype; all such entries
-            are named, and the layer is as before. Where all under a prefix are missing, prefixes
-            are named that may have been meant. Also a layer of another kind, not built,
-            quantized or with LoRA enabled, or with an option that mmcv does not have.
-        TypeError: `weights` is neither a mapping nor a path, but a module, say. What `read` raises,
-            too.
+        ValueError: an entry is missing, is left over under the prefix, has another shape, holds no
+            real numbers, or holds finite numbers beyond the range of the layer's dtype. The message
+            names all such entries, and the layer does not change. If all entries under a prefix are
+            missing, it suggests other prefixes. Also if the layer is of another kind, not built,
+            quantized or with LoRA enabled, or has an option that mmcv does not have.
+        TypeError: `weights` is neither a mapping nor a path, but for example a module. Errors of
+            `read` are raised too.
 
     Source: mmcv.ops: deform_conv, modulated_deform_conv and multi_scale_deform_attn.
 
@@ -192,16 +192,16 @@ def load_dcn(layer: keras.Layer, weights: Weights, prefix: str = "") -> None:
             `depthwise_kernel_size`, `center_feature_scale`, `remove_center`, and DCNv4's
             `pointwise` and `output_bias`.
         weights: mapping of names to arrays or tensors in PyTorch's layout, or a path.
-        prefix: of the layer's names, as "levels.0.blocks.1.dcn.".
+        prefix: of the layer's names, such as "levels.0.blocks.1.dcn.".
 
     Raises:
-        ValueError: an entry is missing, is left over under the prefix, has another shape, or holds
-            no real numbers or finite ones beyond the range of the layer's dtype; all such entries
-            are named, and the layer is as before. Where all under a prefix are missing, prefixes
-            are named that may have been meant. Also a layer of another kind, not built,
+        ValueError: an entry is missing, is left over under the prefix, has another shape, holds no
+            real numbers, or holds finite numbers beyond the range of the layer's dtype. The message
+            names all such entries, and the layer does not change. If all entries under a prefix are
+            missing, it suggests other prefixes. Also if the layer is of another kind, not built,
             quantized or with LoRA enabled.
-        TypeError: `weights` is neither a mapping nor a path, but a module, say. What `read` raises,
-            too.
+        TypeError: `weights` is neither a mapping nor a path, but for example a module. Errors of
+            `read` are raised too.
 
     Source: the modules of InternImage (arXiv:2211.05778) and of DCNv4 (arXiv:2401.06197).
 

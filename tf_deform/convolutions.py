@@ -75,8 +75,8 @@ def _last(model, paths):
     if not last:
         raise ValueError(
             f"layers must choose convolutions of the model, received None, which chooses none of "
-            f"{len(with_stems)} with a kernel larger than 1; a stem is chosen by its name alone, "
-            "and what lies inside a layer that is no model cannot be"
+            f"{len(with_stems)} with a kernel larger than 1; name a stem to convert it; "
+            "convolutions inside a layer that is not a model cannot be converted"
         )
     if len(last) < BY_DEFAULT:
         warnings.warn(

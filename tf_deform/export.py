@@ -26,51 +26,51 @@ def export_saved_model(
     image_scale: float = 1.0,
     warmup: Structure[Tensor] | None = None,
 ) -> None:
-    """Writes the model as a SavedModel whose inputs and outputs have names, and checks it.
+    """Writes the model as a SavedModel with named inputs and outputs.
 
-    Its signature `serving_default` (`serve` from Python) computes what the model computes when it
-    does not train. Inputs have the names given to `keras.Input`, otherwise `inputs`, or `inputs_0`,
-    `inputs_1`...; outputs have those of the layers that return them, or their keys where the model
-    returns a dictionary. The number of images is free, and so is each size that is None in the
-    model. The folder appears under its name when it is complete, so that a server that watches
-    the folder above never sees half a model. Until then it is beside `path`, as `<path>.partial-`
-    and a random number. Of several exports to one path, one wins.
+    The signature `serving_default` (`serve` from Python) computes what the model computes in
+    inference. Inputs have the names given to `keras.Input`, otherwise `inputs`, or `inputs_0`,
+    `inputs_1`... Outputs have the names of the layers that return them, or the keys if the model
+    returns a dictionary. The batch size is free, and so is each size that is None in the model.
 
-    With `image_size` there is a second signature, `serve_image_bytes`, from `image_bytes`, strings
-    `[batch]`, each a PNG, JPEG, BMP or GIF file (its first frame), to the same outputs. It converts
-    them to the input's channels (BMP must have them), resizes them bilinearly without keeping the
-    aspect ratio, as `keras.utils.image_dataset_from_directory` does, and multiplies the values, 0
-    to 255, by `image_scale`.
+    The folder appears under its name when it is complete, so a server that watches the folder above
+    never sees half a model. Until then it is beside `path`, as `<path>.partial-` and a random
+    number. If several exports write to one path at once, one of them succeeds.
+
+    With `image_size` there is a second signature, `serve_image_bytes`. It takes `image_bytes`,
+    strings `[batch]`, each a PNG, JPEG, BMP or GIF file (its first frame), and returns the same
+    outputs. It converts the images to the input's channels (BMP files must have them), resizes them
+    bilinearly without keeping the aspect ratio, as `keras.utils.image_dataset_from_directory` does,
+    and multiplies the values, 0 to 255, by `image_scale`.
 
     Args:
-        model: Keras model, built.
-        path: folder to write, not there yet or empty; for TensorFlow Serving it is called by a
-            version number.
-        implementation: "portable", for stock TensorFlow ops only, or "compiled", for custom ops:
-            the server must link them (`//custom_ops:ops`, with Bazel), or load the library that
-            `python -m tf_deform info` names, built against the server's minor version of
-            TensorFlow. It must do so before it loads the model; without them requests fail.
+        model: a built Keras model.
+        path: folder to write, which does not exist or is empty. For TensorFlow Serving its name is
+            a version number.
+        implementation: "portable", with TensorFlow's own ops only, or "compiled", with custom ops.
+            For "compiled" the server must link the ops (`//custom_ops:ops`, with Bazel), or load
+            the library that `python -m tf_deform info` names, built against the server's minor
+            version of TensorFlow, before it loads the model. Otherwise requests fail.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
         image_size: (height, width) in pixels to which `serve_image_bytes` resizes. The model must
             have one input, `[batch, height, width, channels]` of floating dtype, 1, 3 or 4
             channels. None: there is no `serve_image_bytes`.
-        image_scale: what `serve_image_bytes` multiplies the pixels, 0 to 255, by; such as 1 / 255
-            for a model of images from 0 to 1.
-        warmup: inputs such as the model takes. They, and with `image_size` a black image, are
-            written as requests that TensorFlow Serving runs before the model counts as loaded.
-            Needs the package tensorflow-serving-api: `pip install "tf_deform[serving]"`. None:
-            nothing is written.
+        image_scale: `serve_image_bytes` multiplies the pixels, 0 to 255, by this: 1 / 255 for a
+            model that takes images from 0 to 1.
+        warmup: example inputs of the model. They are written as requests that TensorFlow Serving
+            runs before the model counts as loaded; with `image_size`, a black image too. Needs the
+            package tensorflow-serving-api: `pip install "tf_deform[serving]"`. None: no requests.
 
     Raises:
-        ValueError: an unknown implementation, a model that has no known inputs and no
-            `input_signature`, one that cannot take images of `image_size`, `warmup` that does not
-            fit the inputs, an empty path.
-        FileExistsError: there is something at `path`: a file, a link or a folder with something in
-            it. It is as it was.
-        ImportError: `warmup`, and tensorflow-serving-api is not installed.
-        RuntimeError: "compiled", and the compiled library cannot be used; or the portable model
-            holds custom ops nevertheless.
+        ValueError: the implementation is unknown; the model has no known inputs and there is no
+            `input_signature`; the model cannot take images of `image_size`; `warmup` does not fit
+            the inputs; the path is empty.
+        FileExistsError: at `path` there is a file, a link or a folder that is not empty. It does
+            not change.
+        ImportError: with `warmup`, tensorflow-serving-api is not installed.
+        RuntimeError: with "compiled", the compiled library cannot be used; or the portable model
+            still holds custom ops.
 
     Example:
         >>> import os, tempfile

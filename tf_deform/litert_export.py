@@ -31,50 +31,51 @@ def export_litert(
     check: bool = True,
     sample: Structure[Tensor] | None = None,
 ) -> None:
-    """Writes the model as a LiteRT file, checks it, and returns nothing.
+    """Writes the model as a LiteRT file, and compares the file with the model.
 
     The file has one signature, `serving_default`, with the names that `export_saved_model` gives
-    inputs and outputs, and needs LiteRT's built-in operators alone. The number of images is free,
-    and so is each size that is None in the model.
+    inputs and outputs. It uses only LiteRT's built-in operators. The batch size is free, and so is
+    each size that is None in the model.
 
     Before the file appears under its name, it is run in TensorFlow's interpreter with one and three
-    images, and several of each free size, and compared with the model, as `export_onnx` does it:
-    to 0.001 of an output's largest magnitude, with "float16" to 0.02, with "dynamic" to 0.1, with
-    "int8" to 0.25 and on the first of `representative`. It is not run on empty inputs nor on images
-    of a few pixels, which can end LiteRT's process.
+    images, and with several values of each free size, and compared with the model, as in
+    `export_onnx`. It may differ by 0.001 of an output's largest magnitude, with "float16" by 0.02,
+    with "dynamic" by 0.1, with "int8" by 0.25. With "int8" the inputs are the first batch of
+    `representative`. Empty inputs and images of a few pixels are not tried, because they can end
+    LiteRT's process.
 
-    With "int8" two-dimensional convolutions, products of matrices and dense layers take and return
-    8 bits. All else stays in float32: inputs, outputs, three-dimensional convolutions, what is in a
-    loop, and whatever places or weighs samples and is not sampled itself, as predictors of offsets
-    and masks, attention weights, and the localization network of a spatial transformer. It needs
-    the package ai-edge-quantizer: `pip install "tf_deform[litert]"`.
+    With "int8", one- and two-dimensional convolutions, matrix products and dense layers take and
+    return 8 bits. All else stays in float32: inputs, outputs, three-dimensional convolutions,
+    loops, and everything that decides where and how much to sample, such as predictors of offsets
+    and masks, attention weights, and the localization network of a spatial transformer. "int8"
+    needs the package ai-edge-quantizer: `pip install "tf_deform[litert]"`.
 
     Args:
-        model: Keras model, built.
-        path: file to write; one that is there is replaced when the new one is complete.
-        quantize: None keeps float32; "float16" stores the weights in half precision; "dynamic"
-            stores them in 8 bits, and computes products with those where LiteRT has the kernels;
-            "int8" computes products in 8 bits alone, in ranges found beforehand.
-        representative: for "int8", which needs it: an iterable of inputs such as the model takes,
-            some hundred images in batches of any sizes. The 8 bits cover the ranges seen there.
+        model: a built Keras model.
+        path: file to write. An existing file is replaced when the new one is complete.
+        quantize: None keeps float32. "float16" stores the weights in half precision. "dynamic"
+            stores them in 8 bits, and computes products in 8 bits where LiteRT has the kernels.
+            "int8" computes all products in 8 bits, in ranges found beforehand.
+        representative: required for "int8": an iterable of example inputs of the model, about a
+            hundred images or more in batches of any size. The 8 bits cover the ranges found there.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
         check: whether to run the file and to compare it with the model.
-        sample: inputs such as the model takes, to compare at instead of random ones: all of them,
-            and the first image alone.
+        sample: example inputs for the comparison, instead of random ones. It uses all of them, and
+            the first image only.
 
     Raises:
         ImportError: with "int8", ai-edge-quantizer is not installed.
         TypeError: `representative` is not iterable.
-        ValueError: an unknown `quantize`, a model that has no known inputs and no
-            `input_signature`, or that holds ops that LiteRT lacks; a file that computes something
-            else than the model, or that LiteRT cannot run; `sample` or `representative` that does
-            not fit the inputs; no `representative` with "int8", an empty one, one of which the
-            model computes NaN or infinite values, or one without "int8"; an empty path.
-        FileExistsError: there is something else than a file at `path`.
-        FileNotFoundError: there is no folder to put the file in.
+        ValueError: `quantize` is unknown; the model has no known inputs and there is no
+            `input_signature`; it holds ops that LiteRT lacks; the file computes something else than
+            the model, or LiteRT cannot run it; `sample` or `representative` does not fit the
+            inputs; with "int8", `representative` is missing or empty, or the model returns NaN or
+            infinite values for it; `representative` is given without "int8"; the path is empty.
+        FileExistsError: at `path` there is something that is not a file.
+        FileNotFoundError: the folder for the file does not exist.
 
-    After an error nothing is written, and a file that was there is as it was.
+    After an error nothing is written, and an existing file does not change.
 
     Example:
         >>> import os, tempfile

@@ -1,4 +1,4 @@
-"""Losses of image registration: how alike two images are, and how smooth a flow is."""
+"""Losses for image registration: how similar two images are, and how smooth a flow is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def __dir__() -> list[str]:
 
 
 class _Loss(keras.losses.Loss):
-    """A loss of one number an image, in float32 or wider whatever the dtype policy."""
+    """A loss of one number per image, in float32 or wider whatever the dtype policy."""
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "dtype": self.dtype}
@@ -28,34 +28,34 @@ class _Loss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class NormalizedCrossCorrelation(_Loss):
-    """One minus the mean squared correlation of two images in windows about each pixel: 0 to 1.
+    """One minus the mean squared correlation of two images in windows around each pixel: 0 to 1.
 
-    It is 0 where one image is locally the other times a factor plus a number, whatever the factor,
-    its sign too, so that scans of unlike brightness and contrast can be compared. In the window
-    about a pixel, cut to the pixels that exist, and in each channel, the squared correlation is
-    `covariance(a, b)^2 / ((variance(a) + epsilon) (variance(b) + epsilon))`. The loss of an image
-    is 1 minus its mean over all pixels and channels; `reduction` and sample weights `[batch]` act
-    on these.
+    The loss is 0 if, in every window, one image is the other times a factor plus a constant. The
+    factor may be negative. So you can compare images with different brightness and contrast. In
+    each channel, the squared correlation in a window is
+    `covariance(a, b)^2 / ((variance(a) + epsilon) (variance(b) + epsilon))`. Windows are cut at the
+    border. The loss of an image is 1 minus the mean over all pixels and channels. `reduction` and
+    sample weights `[batch]` apply to the losses of the images.
 
-    The windows' means are taken along one axis after the other, on five maps of the image's size
-    (both images, their squares and their product): what it needs does not grow with the window.
+    Memory does not grow with the window: its means are computed along one axis after the
+    other, on five maps of the image's size (both images, their squares and their product).
 
     Args:
-        window: the length of a window's sides in pixels, an odd int, or one an axis.
-        epsilon: added to both variances, in squared intensities, above 0. Where an image varies by
-            less than its root, 0.003 by default, the correlation goes to 0. Images are taken to
-            reach from 0 to 1 or the like.
-        reduction: that of `keras.losses.Loss`; "none" leaves `[batch]`.
+        window: side lengths of a window in pixels: an odd int, or one per axis.
+        epsilon: added to both variances, in squared intensities, above 0. If an image varies in a
+            window by less than the square root of epsilon, 0.003 by default, the correlation there
+            goes to 0. The default is for images with values from about 0 to 1.
+        reduction: as in `keras.losses.Loss`; "none" returns `[batch]`.
         name: of the loss.
-        dtype: of the loss; None: float32. "float64" computes in it, half precision in float32.
+        dtype: of the loss. None: float32. "float64" computes in float64, half precision in float32.
 
     Raises:
         ValueError: a window, epsilon or shape that does not fit. Both images have the same shape
             `[batch, *space, channels]`, with 1 to 3 spatial axes.
 
     Source: Avants et al., "Symmetric diffeomorphic image registration with cross-correlation"
-    (2008); in networks Balakrishnan et al., "VoxelMorph" (arXiv:1809.05231, equation 6), whose
-    windows are filled up with zeros at the border.
+    (2008); in networks Balakrishnan et al., "VoxelMorph" (arXiv:1809.05231, equation 6), which pads
+    windows with zeros at the border.
 
     Example:
         >>> image = np.random.default_rng(0).random([1, 16, 16, 1])
@@ -106,19 +106,19 @@ class NormalizedCrossCorrelation(_Loss):
 class FlowSmoothness(_Loss):
     """The mean difference of a flow, or velocity, between neighbouring pixels: 0 if it is constant.
 
-    The differences are forward ones, between each pixel and the next along an axis. Their absolute
-    values or squares are averaged along each axis, over pixels and vector components, and then over
-    the axes, which count alike; an axis of one pixel counts 0. The loss has one number an image,
-    on which `reduction` and sample weights `[batch]` act.
+    The differences are between each pixel and the next one along an axis. Their absolute values or
+    squares are averaged for each axis, over pixels and vector components. The loss of an image is
+    the mean over the axes; an axis of one pixel counts as 0. `reduction` and sample weights
+    `[batch]` apply to the losses of the images.
 
-    It looks at `y_pred` alone, `[batch, *space, rank]`. Keras wants a `y_true` for every output
-    with a loss: anything with the right number of rows will do, as `np.zeros([images, 1])`.
+    The loss uses only `y_pred`, `[batch, *space, rank]`. Keras requires a `y_true` for every output
+    with a loss: pass any array with one row per image, such as `np.zeros([images, 1])`.
 
     Args:
         penalty: "l2", the squares of the differences, or "l1", their absolute values.
-        reduction: that of `keras.losses.Loss`; "none" leaves `[batch]`.
+        reduction: as in `keras.losses.Loss`; "none" returns `[batch]`.
         name: of the loss.
-        dtype: of the loss; None: float32. "float64" computes in it, half precision in float32.
+        dtype: of the loss. None: float32. "float64" computes in float64, half precision in float32.
 
     Raises:
         ValueError: a penalty or shape that does not fit.

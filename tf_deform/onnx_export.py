@@ -32,42 +32,43 @@ def export_onnx(
     check: bool = True,
     sample: Structure[Tensor] | None = None,
 ) -> None:
-    """Writes the model as an ONNX file, checks it, and returns nothing.
+    """Writes the model as an ONNX file, and compares the file with the model.
 
-    Two-dimensional deformable convolutions become DeformConv, spatial transformers and grid samples
-    in two and three dimensions GridSample (bicubic ones in two), and RoIAlign becomes RoiAlign,
-    which is what an inference engine has kernels for. All else becomes gathers and arithmetic. The
-    file computes what the model computes when it does not train.
+    The file uses ONNX's own operators, for which inference engines have kernels. Two-dimensional
+    deformable convolutions become DeformConv. Spatial transformers and grid samples in two and
+    three dimensions become GridSample (bicubic ones only in two). RoIAlign becomes RoiAlign. All
+    else becomes gathers and arithmetic. The file computes what the model computes in inference.
 
     Inputs and outputs have the names that `export_saved_model` gives them, in the model's order,
-    and stay channels last. The number of images is free, and so is each size that is None in the
-    model. It needs the packages tf2onnx and onnx: `pip install "tf_deform[onnx]"`.
+    and stay channels last. The batch size is free, and so is each size that is None in the model.
+    It needs the packages tf2onnx and onnx: `pip install "tf_deform[onnx]"`.
 
     Before the file appears under its name, it is run in onnxruntime with 0, 1 and 3 images, and
-    several of each free size, and compared with the model. Sizes that the model refuses are left
-    out, and so are elements that are NaN or infinite. One element in a thousand may differ, as
-    where rounding decides which pixel is the nearest. There is a warning if onnxruntime is not
-    installed, lacks an operator, or refuses what is empty or an image of a few pixels.
+    with several values of each free size, and compared with the model. Sizes that the model refuses
+    are left out, and so are elements that are NaN or infinite. One element in a thousand may
+    differ, for example where rounding decides which pixel is the nearest. There is a warning if
+    onnxruntime is not installed, lacks an operator, or refuses empty inputs or an image of a few
+    pixels.
 
     Args:
-        model: Keras model, built.
-        path: file to write; one that is there is replaced when the new one is complete.
+        model: a built Keras model.
+        path: file to write. An existing file is replaced when the new one is complete.
         input_signature: the model's inputs as `keras.InputSpec` or `tf.TensorSpec`, in the
             structure that the model takes. Needed for subclassed models only.
         check: whether to run the file in onnxruntime and to compare it with the model.
-        sample: inputs such as the model takes, to compare at instead of random ones: all of them,
-            the first image alone, and none. For models that random numbers do not suit, or free
-            sizes that depend on each other.
+        sample: example inputs for the comparison, instead of random ones. It uses all of them, the
+            first image only, and no images. Pass this if random numbers do not suit the model, or
+            if free sizes depend on each other.
 
     Raises:
         ImportError: tf2onnx or onnx is not installed.
-        ValueError: a model that has no known inputs and no `input_signature`, or that holds ops
-            that cannot be written in ONNX; a file that computes something else than the model, or
-            that onnxruntime cannot run; `sample` that does not fit the inputs; an empty path.
-        FileExistsError: there is something else than a file at `path`.
-        FileNotFoundError: there is no folder to put the file in.
+        ValueError: the model has no known inputs and there is no `input_signature`; it holds ops
+            that cannot be written in ONNX; the file computes something else than the model, or
+            onnxruntime cannot run it; `sample` does not fit the inputs; the path is empty.
+        FileExistsError: at `path` there is something that is not a file.
+        FileNotFoundError: the folder for the file does not exist.
 
-    After an error nothing is written, and a file that was there is as it was.
+    After an error nothing is written, and an existing file does not change.
 
     Example:
         >>> import onnx, os, tempfile

@@ -1,7 +1,8 @@
-"""Pictures of where the layers look, drawn with matplotlib: `pip install "tf_deform[plot]"`.
+"""Pictures of where the layers sample, drawn with matplotlib: `pip install "tf_deform[plot]"`.
 
-Every function draws on the axes that it is given, or on new ones, and returns them. The colours are
-those of Okabe and Ito, which all eyes tell apart; rims set them off from bright and dark images.
+Every function draws on the given axes, or on new ones, and returns them. The colours are those of
+Okabe and Ito, which colour-blind people can distinguish. Rims make the marks visible on bright and
+dark images.
 """
 
 from __future__ import annotations
@@ -49,27 +50,26 @@ def plot_taps(
     slice_index: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Returns the axes, with the taps of chosen output pixels where a convolution samples.
+    """Draws where a convolution samples for chosen output pixels, and returns the axes.
 
-    A cross marks where an output pixel lies, small circles the taps at rest, and arrows lead from
-    there to where they are moved; a tap is the larger and the more opaque the more its modulation
-    lets it count. Each pixel and group of channels has a colour. A signal is drawn as a curve, with
-    the taps at rest beneath it.
+    A cross marks the output pixel, and small circles mark the taps at rest. Arrows lead from there
+    to the moved taps. A tap with a larger modulation is larger and more opaque. Each pixel and
+    group of channels has its own colour. A signal is drawn as a curve, with the taps at rest below.
 
     Args:
         image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8;
             for a DeformableConv1D a signal `[steps]`.
-        layer: a built deformable convolution, DCNv3 or DCNv4; or the positions that one of images
-            has returned, `[batch, *output, groups, taps, 2]` in pixels of the image, which are
-            drawn without what is at rest.
-        inputs: what the layer is called with, the features or a tuple (features, offset,
-            modulation, guide), of which the batch's first is drawn. Features smaller than the image
-            are enlarged to it. None: the image itself.
-        pixel: (row, column) of the layer's output, or a list of them; of signals a step, of volumes
-            (slice, row, column).
-        slice_index: for a DeformableConv3D, which slice of its inputs the image is. Only the taps
-            that are moved nearest to it are drawn.
-        ax: matplotlib axes to draw on; None: new ones.
+        layer: a built deformable convolution, DCNv3 or DCNv4; or its sampling positions,
+            `[batch, *output, groups, taps, 2]` in pixels of the image. Positions are drawn without
+            the taps at rest.
+        inputs: the arguments of the layer's call: the features, or a tuple (features, offset,
+            modulation, guide). The first example of the batch is drawn. If the features are smaller
+            than the image, their positions are scaled to it. None: the image itself.
+        pixel: (row, column) of the layer's output, or a list of them. For signals a step, for
+            volumes (slice, row, column).
+        slice_index: for a DeformableConv3D, the number of the slice that the image shows. Only taps
+            that sample nearest to this slice are drawn.
+        ax: matplotlib axes to draw on. None: new ones.
 
     Raises:
         ValueError, TypeError: an argument that does not fit.
@@ -119,24 +119,24 @@ def plot_bins(
     numbered: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Returns the axes, with the bins of a region of interest where a layer pools them.
+    """Draws the bins that a layer pools for a box, and returns the axes.
 
-    The moved bins are numbered row by row, unless the axes are too small for that; the bins at rest
-    are thin, and arrows lead from their middles to those of the moved ones.
+    The moved bins are numbered row by row, unless the axes are too small for that. The bins at rest
+    have thin outlines, and arrows lead from their centres to those of the moved bins.
 
     Args:
         image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8:
             the image whose pixels the boxes are in.
-        layer: an RoI layer, of upright or turned boxes; or the upright boxes that one has returned,
-            `[batch, rois, *output_size, 4]` or with a class axis before the 4, which are drawn
-            without what is at rest.
-        inputs: what the layer is called with, a tuple (features, boxes) or (features, boxes,
-            offset), of which the batch's first is drawn. Boxes need none.
-        roi: the number of the box in the batch's first.
-        class_index: the number of the class whose bins are drawn, where classes have their own.
-        colour: matplotlib colour of the bins; None: orange.
+        layer: an RoI layer, for upright or turned boxes; or the upright bins from its
+            `sampling_boxes`, `[batch, rois, *output_size, 4]` or with a class axis before the 4.
+            These are drawn without the bins at rest.
+        inputs: the arguments of the layer's call: a tuple (features, boxes) or (features, boxes,
+            offset). The first example of the batch is drawn. Not needed if bins are given.
+        roi: the number of the box.
+        class_index: the number of the class whose bins are drawn, if each class has its own bins.
+        colour: matplotlib colour of the bins. None: orange.
         numbered: whether to number the bins.
-        ax: matplotlib axes to draw on; None: new ones.
+        ax: matplotlib axes to draw on. None: new ones.
 
     Raises:
         ValueError, TypeError: an argument that does not fit.
@@ -186,20 +186,21 @@ def plot_grid(
     lines: int = LINES,
     ax: Axes | None = None,
 ) -> Axes:
-    """Returns the axes, with the outline and some lines of a sampling grid over the input.
+    """Draws the outline and some lines of a sampling grid over the input, and returns the axes.
 
-    The thick side of the outline is the one that becomes the upper edge of the output.
+    The thick side of the outline becomes the upper edge of the output.
 
     Args:
         image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8.
         layer: a SpatialTransformer; or a normalised grid `[batch, height, width, 2]` as (x, y), of
-            which the batch's first is drawn.
-        inputs: what the layer is called with, images or a tuple (images, parameters). None: the
+            which the first is drawn.
+        inputs: the arguments of the layer's call: images or a tuple (images, parameters). None: the
             image itself.
-        align_corners: of a grid, whether -1 and 1 are the centres of the edge pixels, not their
-            outer edges. A layer has its own.
-        lines: how many parts lines divide each axis of the grid into, on axes of full size.
-        ax: matplotlib axes to draw on; None: new ones.
+        align_corners: for a grid, whether -1 and 1 are the centres of the edge pixels. False: their
+            outer edges. A layer has its own setting.
+        lines: the lines divide each axis of the grid into so many parts. On small axes there are
+            fewer.
+        ax: matplotlib axes to draw on. None: new ones.
 
     Raises:
         ValueError, TypeError: an argument that does not fit.
@@ -235,23 +236,23 @@ def plot_attention(
     weights: Tensor | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Returns the axes, with the places that a query of deformable attention looks at.
+    """Draws where a query of deformable attention samples, and returns the axes.
 
-    A place has its head's colour and its level's marker (a circle for the first, then a square, a
-    triangle, ...), and is the larger the more it weighs. A cross marks the reference point.
+    Each head has a colour, and each level a marker: a circle for the first, then a square, a
+    triangle, ... A larger marker has a larger weight. A cross marks the reference point.
 
     Args:
         image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8:
-            what the maps are of.
-        layer: a built MultiScaleDeformableAttention; or locations that one has returned, `[batch,
-            queries, heads, levels, points, 2]` as normalised (x, y).
-        inputs: what the layer is called with, a tuple (query, reference_points, values) or (query,
-            reference_points, values, padding_masks), of which the batch's first is drawn. Locations
-            need none.
+            the image from which the maps were computed.
+        layer: a built MultiScaleDeformableAttention; or its sampling locations,
+            `[batch, queries, heads, levels, points, 2]` as normalised (x, y).
+        inputs: the arguments of the layer's call: a tuple (query, reference_points, values) or
+            (query, reference_points, values, padding_masks). The first example of the batch is
+            drawn. Not needed if locations are given.
         query: the number of the query.
-        weights: of locations, `[batch, queries, heads, levels, points]`; None: all alike. A layer
-            has its own.
-        ax: matplotlib axes to draw on; None: new ones.
+        weights: of given locations, `[batch, queries, heads, levels, points]`. None: all equal. A
+            layer has its own weights.
+        ax: matplotlib axes to draw on. None: new ones.
 
     Raises:
         ValueError, TypeError: an argument that does not fit.
@@ -305,13 +306,13 @@ def _draw_levels(ax, points, share, counts):
 
 
 def plot_flow(image: Tensor, flow: Tensor, *, ax: Axes | None = None) -> Axes:
-    """Returns the axes, with arrows from some output pixels to where a flow samples the image.
+    """Draws arrows from output pixels to the places that a flow samples, and returns the axes.
 
     Args:
         image: `[height, width]` or `[height, width, 1 or 3]`, floating-point from 0 to 1, or uint8.
         flow: `[batch, height, width, 2]` of the image's size, displacements (y, x) in pixels, as
-            `tfd.ops.warp` takes it; the batch's first is drawn.
-        ax: matplotlib axes to draw on; None: new ones.
+            for `tfd.ops.warp`. The first is drawn.
+        ax: matplotlib axes to draw on. None: new ones.
 
     Raises:
         ValueError, TypeError: an argument that does not fit.

@@ -35,28 +35,28 @@ _NPY_HEADERS = {
 def read(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a .safetensors, .npz, .pt or .pth file: {name: array}, as in the file.
 
-    They are in memory: what becomes of the file afterwards does not matter. bfloat16 becomes
-    float32; NaN and infinite numbers stay as they are. No code from a file is run, so that one
-    from anywhere may be read: in .safetensors and .npz files nothing is unpickled, and .pt and .pth
-    files, which are pickles, are read by `torch.load(path, weights_only=True)`, which makes
-    tensors, numbers, strings and containers of them and refuses the rest.
+    The arrays are in memory, so you may delete the file afterwards. bfloat16 becomes float32; NaN
+    and infinite numbers stay as they are. No code from the file runs, so you can read files that
+    you do not trust. .safetensors and .npz files are not unpickled. .pt and .pth files are pickles,
+    and are read by `torch.load(path, weights_only=True)`, which accepts only tensors, numbers,
+    strings and containers of them.
 
-    Of a checkpoint with one mapping under "state_dict", "model" or "model_state_dict" these are the
-    tensors in that mapping. What is no tensor is left out.
+    If a checkpoint has one mapping under "state_dict", "model" or "model_state_dict", the tensors
+    of that mapping are returned. All that is not a tensor is left out.
 
-    A .safetensors file needs the package safetensors (`pip install "tf_deform[weights]"`), a .pt or
-    .pth file PyTorch 2.6 or newer.
+    A .safetensors file needs the package safetensors (`pip install "tf_deform[weights]"`). A .pt or
+    .pth file needs PyTorch 2.6 or newer.
 
     Args:
-        path: of the file, a string or path-like; its suffix, in lower or upper case, tells the
+        path: of the file, a string or path-like. Its suffix, in lower or upper case, determines the
             format.
 
     Raises:
-        ValueError: the suffix is another; the file is damaged, holds no arrays, the same name
-            twice, Python objects, or more than fits in memory; an entry has a dtype that NumPy
-            does not have, as float8; a .pt or .pth file holds what only running code would load,
-            as a whole module, or more than one state_dict. The message names the file and the
-            entry, and how to save a state_dict.
+        ValueError: the suffix is unknown; the file is damaged, or holds no arrays, the same name
+            twice, Python objects, or more than fits in memory; an entry has a dtype that NumPy does
+            not have, such as float8; a .pt or .pth file holds more than one state_dict, or
+            something that only running code could load, such as a whole module. The message names
+            the file and the entry, and says how to save a state_dict.
         TypeError: `path` is no path.
         OSError: there is no such file (FileNotFoundError), it is a folder (IsADirectoryError), or
             it may not be read.

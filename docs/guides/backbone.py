@@ -2,18 +2,18 @@
 Make a backbone deformable
 ==========================
 
-Take a trained network, let its last convolutions move their taps by ``tfd.deformable``, and
-fine-tune it: first the offsets alone, then everything.
+Take a trained network, make its last convolutions deformable with ``tfd.deformable``, and
+fine-tune it: first only the offsets, then everything.
 """
 
 # %%
-# A convolution looks at a fixed square of pixels. A deformable one, `tfd.layers.DeformableConv2D`,
-# predicts for each place where to look instead. You need not train a network from scratch for that.
-# ``tfd.deformable`` copies a model that you have, with its weights. The offsets start at zero, so
-# that the copy returns just what the model returns, until you train it.
+# A convolution samples a fixed square of pixels. A deformable convolution,
+# `tfd.layers.DeformableConv2D`, predicts for each place where to sample. You need not train a
+# network from scratch for that. ``tfd.deformable`` copies an existing model with its weights. The
+# offsets start at zero, so until you train the copy, it returns what the model returns.
 #
-# With a backbone of Keras it is one line. Its weights are downloaded, so this guide does not run
-# it:
+# For a Keras backbone this takes one line. This guide does not run the following code, because
+# Keras downloads the weights:
 #
 # .. code-block:: python
 #
@@ -21,7 +21,7 @@ fine-tune it: first the offsets alone, then everything.
 #     base.trainable = False
 #     base = tfd.deformable(base, modulated=True)
 #
-# We take a small base instead, train it in a moment, and then do all the same steps.
+# Instead we use a small base, which we train quickly. Then we do the same steps.
 
 import sys
 
@@ -40,9 +40,9 @@ keras.utils.set_random_seed(0)
 # Two tasks
 # ---------
 #
-# The base learns from tidy digits. The task that we care about has the same digits turned, shrunk
-# and bent. We make both by `tfd.layers.SpatialTransformer`, without a localisation network: it then
-# takes its parameters from us.
+# The base learns from tidy digits: upright and in the middle. The new task has untidy digits, which
+# are turned, shrunk and bent. We make both with `tfd.layers.SpatialTransformer`. Without a
+# localisation network it takes its parameters as an input.
 
 digits, labels = load_digits(return_X_y=True)
 digits = digits.reshape(-1, 8, 8, 1).astype("float32") / 16
@@ -79,7 +79,7 @@ test_targets = np.tile(test_labels, 2)
 # A trained base
 # --------------
 #
-# Four convolutions, and a head that is not part of the base.
+# The base has four convolutions. The head is not part of the base.
 
 
 def build_base():
@@ -127,12 +127,12 @@ report("and of untidy ones", original)
 # Make it deformable
 # ------------------
 #
-# We freeze the base *before* we convert it. That tells ``tfd.deformable`` what to do: of a frozen
-# convolution the offsets alone are trained. Left to itself, it takes the last three convolutions
-# with a kernel larger than 1, as the paper does.
+# We freeze the base *before* we convert it. Then ``tfd.deformable`` trains only the offsets of the
+# converted layers, and their kernels stay frozen. By default it converts the last three
+# convolutions with a kernel larger than 1, as the paper does.
 #
-# - ``modulated=True`` lets every tap also say how much it counts.
-# - ``max_offset`` is how far a tap may go, in pixels of the features.
+# - ``modulated=True`` also predicts how much each tap counts.
+# - ``max_offset`` is the largest offset along each axis, in pixels of the features.
 
 base, head = original.get_layer("base"), original.get_layer("head")
 base.trainable = False
@@ -146,9 +146,9 @@ print(f"The copy's outputs differ by at most {difference:.0e}")
 # First the offsets
 # -----------------
 #
-# Now we train on the untidy digits, with the base still frozen. What moves are the offsets and the
-# head. `tfd.callbacks.OffsetMonitor` watches the offsets: how far they reach, in pixels, how many
-# samples leave the image, and whether some never move.
+# Now we train on the untidy digits, with the base still frozen. Only the offsets and the head are
+# trained. `tfd.callbacks.OffsetMonitor` watches the offsets: how long they are in pixels, how many
+# samples are outside the features, and how many offsets are dead, that is, the same everywhere.
 
 monitor = tfd.callbacks.OffsetMonitor(test[:64], log_dir=None)
 compile_and_fit(deformed, train, train_targets, 2e-3, 5, [monitor])
@@ -163,8 +163,8 @@ for name, statistics in monitor.statistics.items():
 # Then everything
 # ---------------
 #
-# Kernels that have learned something are not to be torn apart. So everything is trained at a lower
-# learning rate. Setting ``trainable`` to False and then to True opens all layers. After such a
+# Now we train everything, at a lower learning rate, so that the kernels keep what they have
+# learned. Setting ``trainable`` to False and then to True unfreezes all layers. After such a
 # change Keras needs a new ``compile``.
 
 deformable_base.trainable = False
@@ -191,16 +191,16 @@ for model in (plain, deformed):
     print(f"{model.name}: {model.count_params():,} weights")
 
 # %%
-# The deformable base has more weights, which predict the offsets. With one seed small differences
-# are chance. :doc:`/training` says how to choose the learning rate of the offsets, and
-# :doc:`/backbones` what can be converted.
+# The deformable base has more weights, because it predicts offsets. This is one seed, so small
+# differences can be chance. :doc:`/training` explains how to choose the learning rate of the
+# offsets, and :doc:`/backbones` lists what can be converted.
 #
 # Where it looks
 # --------------
 #
-# `tfd.visualization.plot_taps` draws the nine taps of one place in the last convolution. A cross is
-# the place, the arrows lead from the taps at rest to where they are now. The larger a dot, the
-# more it counts.
+# `tfd.visualization.plot_taps` draws the nine taps of the last convolution for one output pixel. A
+# cross marks that pixel. The arrows lead from the taps at rest to the moved taps. Larger dots count
+# more.
 
 layer = deformable_base.get_layer("conv4")
 features = keras.Model(deformable_base.inputs, layer.input)

@@ -2,20 +2,20 @@
 A two-stage detector
 ====================
 
-A pyramid of features proposes boxes, and `tfd.layers.MultiScaleRoIAlign` cuts each of them out of
-the level that suits its size, to be classified and refined.
+The first stage proposes boxes. `tfd.layers.MultiScaleRoIAlign` pools each box from the level of the
+pyramid that suits its size. The second stage classifies and refines it.
 """
 
 # %%
-# A two-stage detector asks twice. The first stage looks everywhere and says: *there may be
-# something in this box*. The second stage looks at each such box once more and says what it is,
-# and where exactly.
+# A two-stage detector looks twice. The first stage looks at the whole image and proposes boxes that
+# may contain an object. The second stage looks at each box again, and says what it contains and
+# where exactly the object is.
 #
-# In between stands a layer that makes features of one size out of boxes of all sizes. That is the
-# job of `tfd.layers.RoIAlign`, and of `tfd.layers.MultiScaleRoIAlign` where the features are a
+# Between the two stages, a layer turns boxes of all sizes into features of one size. This is the
+# job of `tfd.layers.RoIAlign`, or of `tfd.layers.MultiScaleRoIAlign` if the features are a
 # pyramid.
 #
-# We build the whole detector in plain Keras. It is small, so that it trains in a few minutes.
+# We build the whole detector in plain Keras. It is small, so it trains in some minutes.
 
 import sys
 
@@ -36,8 +36,8 @@ SIZE, STRIDE, BOXES, BACKGROUND = 96, 8, 24, 10
 # Scenes
 # ------
 #
-# Handwritten digits of many sizes, on photographs of grass, gravel and bricks. What is tested on
-# has other digits, and other halves of the photographs.
+# The scenes are handwritten digits of many sizes, on photographs of grass, gravel and bricks. The
+# test scenes have other digits, and use the other half of each photograph.
 #
 # Boxes are ``(x_min, y_min, x_max, y_max)`` in pixels: ``"xyxy"``. The layers also take the other
 # formats of Keras, see :doc:`/boxes`.
@@ -82,8 +82,8 @@ test_images, test_truths, test_labels = make_scenes(100, seed=1, test=True)
 # Backbone and pyramid
 # --------------------
 #
-# The backbone halves the size four times. The pyramid goes back up: each level takes what the
-# coarser one knows, and adds its own detail. The levels have strides of 4, 8 and 16 pixels.
+# The backbone halves the size four times. The pyramid goes back up: each level adds its own detail
+# to the features of the coarser level. The levels have strides of 4, 8 and 16 pixels.
 
 
 def block(features, filters, strides=1):
@@ -106,8 +106,8 @@ def build_pyramid(image):
 # The first stage
 # ---------------
 #
-# It looks at the middle level. Each of its pixels says how likely it lies on an object, and how far
-# the object's four sides are, in strides.
+# The first stage uses the middle level. For each pixel it predicts how likely the pixel lies on an
+# object, and how far away the object's four sides are, in strides.
 
 image = keras.Input((SIZE, SIZE, 1), name="image")
 boxes = keras.Input((BOXES, 4), name="boxes")
@@ -121,9 +121,9 @@ distances = keras.layers.Conv2D(4, 1, activation="softplus", name="distances")(h
 # The second stage
 # ----------------
 #
-# `tfd.layers.MultiScaleRoIAlign` pools each box to 5 x 5 bins. Large boxes are pooled from the
-# coarse level and small ones from the fine one: at ``canonical_size=24`` a box belongs to level 3,
-# whose stride is ``2 ** 3``.
+# `tfd.layers.MultiScaleRoIAlign` pools each box to 5 x 5 bins. It pools large boxes from the coarse
+# level and small boxes from the fine level. A box with a side of ``canonical_size=24`` pixels
+# belongs to level 3, whose stride is ``2 ** 3``.
 
 pooling = tfd.layers.MultiScaleRoIAlign(
     5, scales=(1 / 4, 1 / 8, 1 / 16), canonical_size=24, canonical_level=3, name="pooling"
@@ -144,10 +144,10 @@ detector = keras.Model({"image": image, "boxes": boxes}, outputs)
 print(f"{detector.count_params():,} weights")
 
 # %%
-# What each stage should say
-# --------------------------
+# What each stage should predict
+# ------------------------------
 #
-# For the first stage: the pixels in the inner part of an object are positive.
+# For the first stage, the pixels in the inner part of an object are positive.
 
 centres = (np.arange(SIZE // STRIDE) + 0.5) * STRIDE
 points = np.stack(np.meshgrid(centres, centres), axis=-1)[None]  # (x, y)
@@ -177,9 +177,9 @@ def overlap(boxes, others):
 
 
 # %%
-# For the second stage we need boxes to train on. We take two kinds: the true ones, moved and scaled
-# a little, and some anywhere. A box belongs to the digit that it overlaps most; where that is less
-# than half, it is background.
+# For the second stage we need boxes to train on. We use two kinds: true boxes, moved and scaled a
+# little, and random boxes. A box belongs to the digit that it overlaps most. If the overlap is less
+# than half, the box is background.
 
 
 def jittered(truths, random):
@@ -207,8 +207,7 @@ def second_targets(boxes, truths, labels):
 # Train both together
 # -------------------
 #
-# Four losses, one ``fit``. The sample weights switch off the positions where there is nothing to
-# find.
+# One ``fit`` trains four losses. The sample weights switch off the positions without an object.
 
 rois = jittered(truths, np.random.default_rng(2))
 on, away = first_targets(truths)
@@ -244,8 +243,8 @@ detector.fit(
 # Detect
 # ------
 #
-# Now the first stage proposes. Of boxes that overlap much, non-maximum suppression keeps the best.
-# An image may have fewer proposals than the second stage has rows. ``tfd.boxes.pad`` fills up with
+# Now the first stage proposes boxes. If boxes overlap much, non-maximum suppression keeps the best
+# one. An image may have fewer proposals than the second stage has rows. ``tfd.boxes.pad`` adds
 # rows of NaN, for which every RoI layer returns zeros.
 
 first_stage = keras.Model(image, [objectness, distances])
@@ -293,7 +292,7 @@ print(f"The detector finds and reads {right / test_labels.size:.1%} of {test_lab
 print(f"Of what it returns {right / max(returned, 1):.1%} is right")
 
 # %%
-# And this is what it sees. Dotted: the first proposals. Solid: what the second stage made of them.
+# The figure shows the best proposals (dotted), and the final boxes of the second stage (solid).
 
 fig, axes = plt.subplots(1, 3, figsize=(8, 2.8), layout="constrained")
 for ax, picture, found, boxes_here in zip(axes, test_images, detections, proposals, strict=False):
@@ -312,7 +311,7 @@ plt.show()
 # Other ways to pool
 # ------------------
 #
-# The layers can be exchanged for one another. `tfd.layers.DeformableRoIPooling` moves its bins to
-# where the object is, `tfd.layers.PSRoIAlign` and `tfd.layers.DeformablePSRoIPooling` let each bin
-# read channels of its own, and `tfd.layers.RoIAlignRotated` takes boxes that are turned.
+# You can use another RoI layer in its place. `tfd.layers.DeformableRoIPooling` moves its bins to
+# where the object is. In `tfd.layers.PSRoIAlign` and `tfd.layers.DeformablePSRoIPooling` each bin
+# reads its own channels. `tfd.layers.RoIAlignRotated` takes boxes that are turned.
 # ``make detect`` compares some of them on photographs.

@@ -2,17 +2,17 @@
 Register images with a network
 ==============================
 
-A network finds by which smooth flow one brain becomes another. It learns from the images alone,
-with `tfd.layers.VelocityIntegration` and `tfd.layers.DenseImageWarp`.
+A network predicts the smooth flow that turns one image of a brain into another. It learns without
+labels, with `tfd.layers.VelocityIntegration` and `tfd.layers.DenseImageWarp`.
 """
 
 # %%
-# Two images of the same kind of thing never fit exactly. To *register* them is to find a flow: for
-# each pixel of the *fixed* image, where to look in the *moving* one.
+# Two brains never have exactly the same shape. To *register* two images means to find a flow. For
+# each pixel of the *fixed* image it says where to look in the *moving* image.
 #
-# A classic program searches for this flow anew for each pair. A network learns once how to find it,
-# and then needs a fraction of a second. This is the idea of VoxelMorph. The guide is in 2-D, so
-# that it takes a minute or two; the same lines work in 3-D, see :doc:`/registration`.
+# A classic program optimises a new flow for each pair. A network learns once how to predict the
+# flow, and then needs a fraction of a second per pair. This is the idea of VoxelMorph. The guide is
+# in 2-D, so that it takes only some minutes. The same code works in 3-D, see :doc:`/registration`.
 
 import sys
 
@@ -31,12 +31,12 @@ keras.utils.set_random_seed(0)
 # Pairs of images
 # ---------------
 #
-# nilearn ships the MNI152 template, an average brain. We take slices of it, and bend each one
-# twice, at random. The two results are a pair.
+# nilearn contains the MNI152 template, an average brain. We take slices of it. We bend each slice
+# twice, at random, and the two results are a pair.
 #
-# A random flow that does not fold is made like this: take a few random vectors, enlarge them to a
-# smooth field of velocities, and go along it for a while. The last step is
-# ``tfd.ops.integrate_velocity``, which has its layer, `tfd.layers.VelocityIntegration`.
+# The random flow must not fold. So we take a few random vectors, enlarge them to a smooth velocity
+# field, and integrate it with ``tfd.ops.integrate_velocity``. The layer
+# `tfd.layers.VelocityIntegration` does the same.
 
 brain = datasets.load_mni152_template(resolution=2).get_fdata(dtype="float32")
 slices = np.stack([brain[:, :, index] for index in range(24, 60)])[..., None]
@@ -65,9 +65,9 @@ print("Pairs to train on:", train.shape, "to test on:", test.shape)
 # The network
 # -----------
 #
-# A small U-Net sees both images and predicts a velocity. It does so at half the size, where smooth
-# fields are cheaper. The kernel of its last layer starts at zero, so the first flow is
-# no flow at all.
+# A small U-Net takes both images and predicts a velocity. The velocity has half the size of the
+# images: it is smooth, and this costs less. The kernel of the last layer starts at zero, so the
+# first flow is zero.
 
 pair = keras.Input((56, 48, 2), name="pair")
 
@@ -90,8 +90,8 @@ velocity = keras.layers.Conv2D(
 )(up)
 
 # %%
-# Two layers do the geometry. `tfd.layers.VelocityIntegration` turns the velocity into a flow that
-# is smooth and can be inverted. `tfd.layers.DenseImageWarp` warps the moving image by it.
+# Two layers do the rest. `tfd.layers.VelocityIntegration` turns the velocity into a smooth flow,
+# which can be inverted. `tfd.layers.DenseImageWarp` warps the moving image by this flow.
 
 flow = tfd.layers.VelocityIntegration(steps=5)(velocity)
 flow = tfd.ops.resize_flow(flow, (56, 48))
@@ -105,10 +105,10 @@ print(f"{model.count_params():,} weights")
 # Two losses, no labels
 # ---------------------
 #
-# - `tfd.losses.NormalizedCrossCorrelation` asks that the moved image looks like the fixed one. It
-#   compares small windows, whatever their brightness.
-# - `tfd.losses.FlowSmoothness` asks that the velocity is smooth. It looks at the prediction alone,
-#   but Keras wants a target all the same, so we give it zeros.
+# - `tfd.losses.NormalizedCrossCorrelation` makes the moved image look like the fixed image. It
+#   compares small windows, and ignores their brightness and contrast.
+# - `tfd.losses.FlowSmoothness` makes the velocity smooth. It uses the prediction only, but Keras
+#   requires a target, so we pass zeros.
 
 model.compile(
     keras.optimizers.Adam(2e-3),
@@ -125,9 +125,9 @@ model.fit(train, targets, batch_size=32, epochs=1 if QUICK else 40, verbose=0)
 # What has it learned?
 # --------------------
 #
-# We look at pairs that the network has not seen. The flow must make the images alike, and it must
-# not fold: ``tfd.ops.jacobian_determinant`` says how much each place is stretched, and is below 0
-# where the flow folds.
+# We look at pairs that the network has not seen. The flow must make the images similar, and it must
+# not fold. ``tfd.ops.jacobian_determinant`` says how much the flow enlarges each place. It is 0 or
+# less where the flow folds.
 
 found = find_flow.predict(test, verbose=0)
 warped = tfd.ops.warp(test[..., :1], found).numpy()
@@ -140,18 +140,18 @@ for name, images in {"before": test[..., :1], "after": warped}.items():
 print(f"Folded: {folded:.3%} of the pixels. The longest displacement: {np.abs(found).max():.1f}")
 
 # %%
-# A flow also leads back. ``tfd.ops.invert_flow`` returns the way from the moving image to the
-# fixed one, and what is left of an error.
+# The flow can be inverted. ``tfd.ops.invert_flow`` returns the flow from the moving image to the
+# fixed image, and the error that remains.
 
 inverse, residual = tfd.ops.invert_flow(found)
 print(f"Going there and back misses by {np.mean(residual):.4f} pixels on average")
 
 # %%
-# The grid shows it best. It is warped like the image: where its lines draw together, the
-# image was squeezed.
+# A grid shows the flow best. It is warped like the image. Where its lines are close together, the
+# image was compressed.
 #
-# From left to right: the moving image, the fixed one, the moving one warped, its difference from
-# the fixed one, and the grid.
+# From left to right: the moving image, the fixed image, the warped moving image, its difference
+# from the fixed image, and the grid.
 
 grid = np.ones([1, 448, 384, 1], "float32")
 grid[:, 16::32] = grid[:, 17::32] = grid[:, :, 16::32] = grid[:, :, 17::32] = 0
@@ -175,10 +175,10 @@ plt.show()
 # From here to volumes
 # --------------------
 #
-# For 3-D replace ``Conv2D`` by ``Conv3D`` and give the shapes one more axis. The layers and losses
-# stay. ``make register`` trains such a network on whole brains and compares it with a classic
-# program; :doc:`/registration` shows the result. A guide to depth from two photographs, which
-# uses the same warp, is :doc:`stereo`.
+# For 3-D replace ``Conv2D`` by ``Conv3D`` and give the shapes one more axis. The layers of
+# tf_deform and the losses stay the same. ``make register`` trains such a network on whole brains
+# and compares it with a classic program; :doc:`/registration` shows the result. The guide
+# :doc:`stereo` uses the same warp to find depth from two photographs.
 #
 # The template is Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal
 # Neurological Institute, McGill University.

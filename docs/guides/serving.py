@@ -2,16 +2,18 @@
 Serving and exports
 ===================
 
-One trained model as a SavedModel, as ONNX and as LiteRT: each file is run without `tf_deform` and
-compared with the model.
+Export one trained model as a SavedModel, as ONNX and as LiteRT. Run each file, and compare it with
+the model.
 """
 
 # %%
-# A model is trained once and runs in many places: in a server, on a phone, in a program without
-# Python. None of them needs `tf_deform`. What is exported consists of ordinary operations.
+# You train a model once and run it in many places: in a server, on a phone, or in a program without
+# Python. None of them needs `tf_deform`, because an exported model contains ordinary operations
+# only.
 #
-# This guide exports one model three ways. What each layer does in each engine is in
-# :doc:`/support`, and :doc:`/serving` says the rest: Docker, REST, versions, other engines.
+# This guide exports one model in three formats. :doc:`/support` lists what each layer does in each
+# engine. :doc:`/serving` is about Docker, REST and versions, and :doc:`/exports` about other
+# engines.
 
 import io
 import os
@@ -35,9 +37,9 @@ keras.utils.set_random_seed(0)
 # A model
 # -------
 #
-# Any model will do. Ours reads handwritten digits, with a `tfd.layers.SpatialTransformer` and a
-# `tfd.layers.DeformableConv2D`. Two things help later: the input has a name, and so has the layer
-# of the output. Servers address them by these names.
+# You can use any model. Ours reads handwritten digits, with a `tfd.layers.SpatialTransformer` and a
+# `tfd.layers.DeformableConv2D`. We give names to the input and to the output layer, because the
+# exported files use these names.
 
 digits, labels = load_digits(return_X_y=True)
 digits = digits.reshape(-1, 8, 8, 1).astype("float32") / 16
@@ -78,8 +80,8 @@ def compare(name, returned):
 # ----------------------------------
 #
 # ``tfd.export_saved_model`` does what ``model.export`` does, and a little more. It can add a
-# signature that takes PNG and JPEG files, and it refuses to leave an operation that a stock server
-# does not know. The last folder is the version.
+# signature that takes PNG and JPEG files. It raises an error if the model contains an operation of
+# tf_deform's own, which a standard server does not know. The last folder is the version.
 
 tfd.export_saved_model(model, "outputs/serving/digits/1", image_size=(8, 8), image_scale=1 / 255)
 served = tf.saved_model.load("outputs/serving/digits/1")
@@ -88,13 +90,13 @@ for name, signature in sorted(served.signatures.items()):
     print(f"{name}: takes {sorted(taken)}, returns {sorted(signature.structured_outputs)}")
 
 # %%
-# A client names the signature, the inputs and the outputs.
+# A client uses the names of the signature, the inputs and the outputs.
 
 returned = served.signatures["serving_default"](images=tf.constant(test))
 compare("SavedModel", returned["probabilities"].numpy())
 
 # %%
-# The other signature takes encoded files, as a browser uploads them.
+# The other signature takes encoded image files, such as a browser uploads.
 
 picture = Image.fromarray(np.uint8(np.round(255 * test[0, ..., 0])))
 file = io.BytesIO()
@@ -106,8 +108,9 @@ print(f"A PNG file is read as a {np.argmax(answer['probabilities'])}, it is a {l
 # ONNX, for onnxruntime and others
 # --------------------------------
 #
-# In this file the deformable convolution is ONNX's own ``DeformConv``, and the transformer its
-# ``GridSample``. Before the file appears it is run and compared, with no images too.
+# In this file the deformable convolution becomes ONNX's own ``DeformConv``, and the transformer
+# becomes ``GridSample``. ``tfd.export_onnx`` runs the file and compares it with the model before it
+# saves it. The comparison includes an empty batch.
 
 tfd.export_onnx(model, "outputs/serving/digits.onnx")
 session = onnxruntime.InferenceSession("outputs/serving/digits.onnx")
@@ -118,8 +121,9 @@ compare("ONNX", returned)
 # LiteRT, for phones
 # ------------------
 #
-# A LiteRT file, formerly TensorFlow Lite, needs built-in operators alone. In full it is
-# as exact as the others. ``quantize="float16"`` stores the weights in 16 bits, ``"dynamic"`` in 8.
+# LiteRT was formerly called TensorFlow Lite. The file uses only LiteRT's built-in operators. In
+# float32 it is as exact as the other files. ``quantize="float16"`` stores the weights in 16 bits,
+# ``"dynamic"`` in 8.
 
 
 def run_litert(path):
@@ -138,8 +142,9 @@ for name, quantize in formats.items():
 # How far off?
 # ------------
 #
-# Every format is compared on every test digit. The whole files differ by rounding alone; what has
-# fewer bits differs by more. Look at such a plot before you ship a model.
+# The plot compares every format on every test digit. The float32 files differ from the model by
+# rounding only. The files with fewer bits differ more. Look at such a plot before you use a model
+# in production.
 
 fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 random = np.random.default_rng(0)

@@ -2,16 +2,17 @@
 A spatial transformer on your images
 ====================================
 
-A network that first turns, moves and enlarges what it looks at, and then reads it:
+A network that first turns, moves and enlarges its input, and then classifies it:
 `tfd.layers.SpatialTransformer` in front of a small classifier.
 """
 
 # %%
-# Your images are seldom taken as you would like. What matters is small, off the middle, or turned.
-# A convolutional network copes with that by seeing many examples. A spatial transformer does
-# something about it: it predicts a transformation for each image and resamples the image by it.
+# In real images the object is often small, turned, or not in the middle. A convolutional network
+# needs many examples to cope with that. A spatial transformer corrects it: it predicts a
+# transformation for each image, and resamples the image with it.
 #
-# Nobody tells it where to look. It learns that from the classifier's gradients.
+# The transformer needs no labels for the position. It learns where to look from the gradients of
+# the classifier.
 #
 # We need Keras, scikit-learn for the data, and `tf_deform`.
 
@@ -32,12 +33,12 @@ keras.utils.set_random_seed(0)
 # The images
 # ----------
 #
-# Handwritten digits of 8 x 8 pixels, put somewhere into images of 40 x 40, turned by up to 60
-# degrees and of different sizes. To use your own images, replace ``train`` and ``test`` by arrays
-# ``[images, height, width, channels]``, with values from 0 to 1.
+# We put handwritten digits of 8 x 8 pixels at random places in images of 40 x 40. They have
+# different sizes and are turned by up to 60 degrees. To use your own images, replace ``train`` and
+# ``test`` by arrays ``[images, height, width, channels]``, with values from 0 to 1.
 #
-# We place the digits with the same layer. Without a localisation network it takes parameters that
-# we give it. A *similarity* has four: a scale, an angle, and a shift (x, y).
+# We place the digits with the same layer. Without a localisation network it takes the parameters
+# as an input. A *similarity* has four: a scale, an angle, and a shift (x, y).
 
 digits, labels = load_digits(return_X_y=True)
 digits = digits.reshape(-1, 8, 8, 1).astype("float32") / 16
@@ -68,9 +69,9 @@ test_labels = np.tile(test_labels, 2)
 print("To train on:", train.shape, "to test on:", test.shape)
 
 # %%
-# Scales above 1 make the digit smaller. That looks the wrong way round, and it is how spatial
-# transformers are: the transformation leads from where an *output* pixel lies to where the *input*
-# is sampled. :doc:`/semantics` has the conventions.
+# Scales above 1 make the digit smaller, because the transformation goes from *output* positions to
+# *input* positions. All spatial transformers have this direction. :doc:`/semantics` has the
+# conventions.
 #
 # The model
 # ---------
@@ -104,12 +105,12 @@ def classifier():
 
 
 # %%
-# The *localisation network* looks at the whole image and returns some features. The layer adds the
-# last step itself, from these features to the six numbers of an affine transformation. It starts
-# as the identity.
+# The *localisation network* looks at the whole image and returns some features. The layer itself
+# adds the last step, a dense layer from these features to the six numbers of an affine
+# transformation. At the beginning the transformation is the identity.
 #
-# The localisation network must know *where* things are. So it ends with ``Flatten``, and not with
-# global pooling. The batch normalisation before the end makes it learn much sooner.
+# The localisation network must know *where* things are. So we flatten its last maps, and do not
+# pool them globally. The batch normalisation near the end makes it learn much faster.
 
 
 def localization():
@@ -130,7 +131,7 @@ def localization():
 
 
 # %%
-# With ``output_size=20`` the transformer hands on a quarter of the pixels.
+# With ``output_size=20`` the output of the transformer has a quarter of the pixels.
 
 plain = keras.Sequential([keras.Input((40, 40, 1)), classifier()], name="plain")
 transformed = keras.Sequential(
@@ -146,7 +147,7 @@ transformed = keras.Sequential(
 # Train both
 # ----------
 #
-# Nothing is special about the training.
+# The training is the usual one.
 
 epochs = 1 if QUICK else 15
 for model in (plain, transformed):
@@ -161,13 +162,13 @@ for model in (plain, transformed):
     print(f"{model.name:12} {model.count_params():7,} weights, reads {accuracy:.1%} of new images")
 
 # %%
-# One seed and one data set prove little. On your images, always train the plain network too.
+# One seed and one data set prove little. For your own images, always train the plain network too.
 #
 # Where does it look?
 # -------------------
 #
 # ``sampling_grid`` returns where the layer samples, and `tfd.visualization.plot_grid` draws it. The
-# thick side is what becomes the upper edge.
+# thick side becomes the upper edge of the output.
 
 layer = transformed.get_layer("transformer")
 chosen = [int(np.flatnonzero(test_labels == digit)[1]) for digit in range(6)]
@@ -188,9 +189,10 @@ plt.show()
 # What to try next
 # ----------------
 #
-# - ``"attention"`` may only move and scale, ``"similarity"`` also turns. Fewer parameters learn
-#   sooner. ``"projective"`` suits photographs of flat things, ``"thin_plate_spline"`` what is bent.
+# - Try other transformations. ``"attention"`` only moves and scales; ``"similarity"`` also turns.
+#   Fewer parameters learn faster. ``"projective"`` suits photographs of flat objects, and
+#   ``"thin_plate_spline"`` suits bent ones.
 # - If training is unstable, let the localisation network learn more slowly than the rest.
 # - The layer also takes volumes, ``[batch, depth, height, width, channels]``.
-# - For a grid of your own there is `tfd.layers.GridSample`, for a flow
+# - If you have a grid, use `tfd.layers.GridSample`. If you have a flow, use
 #   `tfd.layers.DenseImageWarp`.

@@ -2,22 +2,21 @@
 Depth from two photographs, without labels
 ==========================================
 
-Two cameras side by side see near things at different places. A disparity map says how far apart,
-and here it is learned from the two photographs alone, through `tfd.layers.DenseImageWarp`.
+Two cameras side by side see near objects at different places. A disparity map says how far apart
+these places are. This guide learns it from the two photographs, with `tfd.layers.DenseImageWarp`.
 """
 
 # %%
-# Unsupervised stereo rests on one idea. If we know the disparity, we can rebuild the left
-# photograph out of the right one. So we look for the disparity that rebuilds it best. Nobody has to
-# measure a depth.
+# Unsupervised stereo has one idea. If we know the disparity, we can rebuild the left photograph
+# from the right one. So we look for the disparity that rebuilds it best. We need no measured depth.
 #
 # This guide
 #
-# 1. looks at a pair of photographs,
+# 1. loads a pair of photographs,
 # 2. rebuilds the left one by a warp,
-# 3. tries many disparities everywhere, and learns which of them holds where,
+# 3. tries many disparities for every pixel, and learns which one is right,
 # 4. refines the result from coarse to fine,
-# 5. compares it with the truth and with OpenCV's stereo matcher.
+# 5. compares it with the true disparity and with OpenCV's stereo matcher.
 
 import sys
 
@@ -37,9 +36,9 @@ keras.utils.set_random_seed(0)
 # The photographs
 # ---------------
 #
-# scikit-image ships the Motorcycle pair of the Middlebury benchmark, with the true disparity. The
-# truth is for measuring alone. Where it is not finite, nobody knows it, and we leave such pixels
-# out.
+# scikit-image contains the Motorcycle pair of the Middlebury benchmark, with the true disparity. We
+# use the true disparity only to measure errors. Where it is not finite it is unknown, and we leave
+# these pixels out.
 
 left_image, right_image, truth = skimage.data.stereo_motorcycle()
 known = np.isfinite(truth)
@@ -53,11 +52,11 @@ print(f"Disparities from {truth[known].min():.1f} to {truth[known].max():.1f} pi
 # Rebuild the left photograph
 # ---------------------------
 #
-# The cameras stand side by side, so things move along rows only. A pixel ``x`` of the left
-# photograph is seen at ``x - d`` in the right one, where ``d`` is its disparity.
+# The cameras stand side by side, so objects move along rows only. What is at column ``x`` in the
+# left photograph is at ``x - d`` in the right one. The disparity of the pixel is ``d``.
 #
 # `tfd.layers.DenseImageWarp` takes, for each pixel, the image's value at ``pixel + flow``. The flow
-# is in pixels, as (y, x). So ours is ``(0, -d)``.
+# is in pixels, as (y, x). So our flow is ``(0, -d)``.
 
 warp = tfd.layers.DenseImageWarp()
 
@@ -68,7 +67,7 @@ def rebuild(image, disparity):
 
 
 # %%
-# With the true disparity it works, but for what only one camera sees.
+# With the true disparity this works, except for places that only one camera sees.
 
 true_disparity = tf.constant(np.where(known, truth, 0)[None, :, :, None])
 error = np.abs(rebuild(right, true_disparity)[0] - left[0]).mean(axis=-1)[known].mean()
@@ -79,9 +78,9 @@ print(f"Rebuilt by the true disparity:      {error:.3f}")
 # Two losses
 # ----------
 #
-# **The photometric loss** says how unlike two images are. Plain differences of colours are fooled
-# by the cameras' exposure. So we look at the sign of the difference between each pixel and its
-# neighbours, made soft: the *census transform*.
+# **The photometric loss** says how different two images are. Plain differences of colours depend
+# on the exposure of the cameras. So we compare each pixel with its neighbours, and use a smooth
+# version of the sign of each difference. This is the *census transform*.
 
 
 def census(image, reach):
@@ -103,9 +102,9 @@ def photometric(first, second, reach):
 
 
 # %%
-# **The smoothness** says how much neighbours differ. Things have smooth surfaces, and depth jumps
-# where one thing ends. There the colour mostly changes too. So a jump costs less where the image
-# has an edge.
+# **The smoothness loss** says how much neighbouring pixels differ. Objects have smooth surfaces,
+# and depth jumps where an object ends. There the colour mostly changes too. So a jump costs less
+# where the image has an edge.
 
 
 def steps(maps):
@@ -128,11 +127,11 @@ def smoothness(maps, weights):
 # First coarse: try them all
 # --------------------------
 #
-# Gradient descent on the disparity alone gets stuck. A warp sees a pixel or two around where it
-# looks, and the right place may be fifty pixels away.
+# Gradient descent on the disparity gets stuck if it starts far away. The gradient of a warp depends
+# on the nearest pixels only, and the right place may be fifty pixels away.
 #
-# So we start at a quarter of the size, where fifty pixels are thirteen, and try every disparity in
-# turn. Each is a constant flow, and the batch axis holds them all: one call of the layer.
+# So we start at a quarter of the size, where fifty pixels become thirteen, and try many
+# disparities. Each is a constant flow. The batch axis holds all of them, so we call the layer once.
 
 coarse = (height // 4, width // 4)
 small_left, small_right = (tf.image.resize(each, coarse, "area") for each in (left, right))
@@ -146,11 +145,12 @@ costs = tf.transpose(costs, [3, 1, 2, 0])
 print("Costs:", costs.shape, "as [batch, height, width, candidates]")
 
 # %%
-# Now every pixel gets a probability for each candidate, a softmax of numbers that we learn. The
+# Now every pixel gets a probability for each candidate: a softmax of logits that we learn. The
 # loss is the expected cost, plus the smoothness of the probabilities.
 #
-# One line matters: the smoothness looks at their cumulative sums. Two neighbours whose candidates
-# are far apart differ in many of those sums, and so pay for the whole distance.
+# One detail is important: the smoothness uses the cumulative sums of the probabilities. If the
+# candidates of two neighbours are far apart, many of these sums differ. So the cost grows with the
+# distance between the candidates.
 
 
 @tf.function(jit_compile=True)
@@ -198,12 +198,12 @@ report("Learned, a quarter of the size", full_size(disparity))
 # Then fine: learn the disparity itself
 # -------------------------------------
 #
-# Now we are close, and gradients can do the rest. The disparity map becomes the variable. It is
-# learned through the warp, at a quarter of the size, at half of it and at the whole. Each step
-# starts where the one before ended.
+# Now the disparity is nearly right, and gradients can do the rest. The disparity map becomes the
+# variable. We learn it through the warp, first at a quarter of the size, then at half the size,
+# then at the whole size. Each stage starts from the result of the stage before.
 #
-# Near the left edge some pixels lie outside of the right photograph. They are left to the
-# smoothness.
+# Near the left edge some pixels lie outside the right photograph. For them only the smoothness
+# loss counts.
 
 
 def refine(disparity, size, count):
@@ -235,12 +235,12 @@ for name, divisor in {"a quarter of the size": 4, "half the size": 2, "the whole
 learned = full_size(disparity)
 
 # %%
-# Beside OpenCV
-# -------------
+# Compare with OpenCV
+# -------------------
 #
-# ``StereoSGBM`` is the classic: it compares blocks and searches along paths through the image. It
-# gives no answer where it is not sure. So we compare twice: where it answers, and everywhere, its
-# holes filled with the answer to their left.
+# ``StereoSGBM`` is the classic method: it compares blocks, and searches along paths through the
+# image. It returns no disparity where it is not sure. So we compare twice: first only where it
+# returns one, then everywhere. For that we fill its holes with the disparity to their left.
 
 matcher = cv2.StereoSGBM_create(
     numDisparities=64,
@@ -270,16 +270,15 @@ report("OpenCV, filled, everywhere", filled)
 report("Learned, everywhere", learned)
 
 # %%
-# OpenCV is more exact, on both counts. What is learned here comes from two short losses, gives
-# every pixel an answer, and gradients flow through all of it. That is what it is good for: put a
-# network where the variable stands, and the same losses train it on any pairs of photographs,
-# without labels.
+# OpenCV is more exact in both comparisons. Our method needs only two short losses, returns a
+# disparity for every pixel, and is differentiable. So you can replace the variable by a network,
+# and train it with the same losses on any pairs of photographs, without labels.
 #
-# One caveat: the weights of our losses were chosen among a few by looking at the errors on this
-# very pair. On another pair expect somewhat more.
+# Note that we chose the weights of our losses by the errors on this pair, among a few values. On
+# another pair expect somewhat larger errors.
 #
-# Most of what is wrong lies beside the motorcycle. One camera alone sees these places, so no
-# disparity rebuilds them.
+# Most errors lie beside the motorcycle. Only one camera sees these places, so no disparity can
+# rebuild them.
 
 fig, axes = plt.subplots(2, 2, figsize=(6, 4.4), layout="constrained")
 shown = {

@@ -21,6 +21,7 @@ extensions = [
     "sphinx_codeautolink",
     "sphinx_copybutton",
     "sphinx_design",
+    "breaks",
     "guide_pages",
     "links",
     "offline",
@@ -60,6 +61,7 @@ html_favicon = "static/logo.svg"
 html_show_sourcelink = False
 html_show_sphinx = False
 html_copy_source = False
+html_use_index = False
 html_theme_options = {
     "logo": {
         "text": "tf_deform",

@@ -60,7 +60,7 @@ class Layer(keras.layers.Layer):
         return super().__call__(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of the constructor, each of which is an attribute."""
+        """Returns the constructor's arguments; each is an attribute, too."""
         config = super().get_config()
         for cls in reversed(type(self).__mro__):
             if cls.__module__.startswith("tf_deform."):

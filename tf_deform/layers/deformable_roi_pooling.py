@@ -110,7 +110,7 @@ class DeformableRoIPooling(RoIPooling):
     def sampling_boxes(
         self, features: Tensor, boxes: Tensor, offset: Tensor | None = None
     ) -> Tensor:
-        """Returns the bins in which the layer samples, moved: `[batch, rois, *output_size, 4]`.
+        """Returns the moved bins in which the layer samples: `[batch, rois, *output_size, 4]`.
 
         They have the format of `RoIAlign.sampling_boxes`. The arguments are the same as in a call.
         An offset of zeros leaves the bins in place.

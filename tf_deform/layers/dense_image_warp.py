@@ -18,23 +18,23 @@ from tf_deform.ops.sampling import INTERPOLATIONS, PADDING_MODES
 class DenseImageWarp(Layer):
     """Returns `[batch, *space, channels]`: at every pixel p the inputs at `p + flow[p]`.
 
-    The flow is ADDED, as VoxelMorph's SpatialTransformer and other registration layers do, and as
-    an optical flow from this image to the inputs warps them back to it: where the flow is (0, 1), a
-    pixel takes the value of its right neighbour, and what is shown moves to the left. TensorFlow
-    Addons subtracts: `tfa.image.dense_image_warp(image, flow)`, here
+    The flow is ADDED, as in VoxelMorph's SpatialTransformer and other registration layers. Where
+    the flow is (0, 1), a pixel takes the value of its right neighbour, so the picture moves to the
+    left. With the optical flow from one image to another, the layer warps the other image back to
+    the first. TensorFlow Addons subtracts the flow: `tfa.image.dense_image_warp(image, flow)`, here
     `tfd.addons.dense_image_warp`, is `DenseImageWarp()(image, -flow)`.
 
     Args:
-        interpolation: "bilinear" (in 3-D trilinear), "nearest" for label maps (no gradient to the
+        interpolation: "bilinear" (trilinear in 3-D), "nearest" for label maps (no gradient to the
             flow) or "bicubic".
-        padding_mode: "border" repeats the edge pixel, as VoxelMorph does; "zeros" or "reflection"
-            (about the centres of the edge pixels).
+        padding_mode: "border" repeats the edge pixel, as VoxelMorph does; "zeros" returns 0 outside
+            the image; "reflection" reflects about the centres of the edge pixels.
 
     Call arguments:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes.
-        flow: `[batch, *space, rank]`, displacements in pixels, array order (y, x) or (z, y, x):
-            one for every pixel of the inputs. Float32: half precision loses sub-pixels. For a
-            smooth, invertible one see `tfd.ops.integrate_velocity`.
+        flow: `[batch, *space, rank]`, a displacement in pixels for every pixel of the inputs, in
+            array order (y, x) or (z, y, x). Use float32: half precision loses fractions of a pixel.
+            `tfd.ops.integrate_velocity` makes a smooth, invertible flow.
 
     Source: the spatial transformation of Balakrishnan et al., "VoxelMorph" (arXiv:1809.05231).
 

@@ -30,7 +30,8 @@ class _Sampler(Layer):
     Args:
         interpolation: "bilinear", "nearest" (no gradient to the grid) or "bicubic" (2-D).
         padding_mode: "zeros", "border" or "reflection".
-        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+        align_corners: whether -1 and 1 are the centres of the edge pixels. False: their outer
+            edges.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class GridSample(_Sampler):
 
     Call arguments:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes.
-        grid: `[batch, *output_size, rank]`, normalised, the last axis (x, y[, z]). Float32: half
+        grid: `[batch, *output_size, rank]`, normalised, the last axis (x, y[, z]). Use float32:
+            half precision loses fractions of a pixel.
             precision loses sub-pixels.
 
     Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025, section 3.3).
@@ -89,35 +91,37 @@ class GridSample(_Sampler):
 
 @keras.saving.register_keras_serializable("tf_deform")
 class SpatialTransformer(_Sampler):
-    """Returns the inputs `[batch, *output_size, channels]` resampled as a localisation net says.
+    """Returns the inputs `[batch, *output_size, channels]`, transformed as a network predicts.
 
-    A localisation network looks at the inputs; a Dense layer of this layer's own, which starts as
-    the identity (zero kernel, the identity's parameters as bias) and is float32 or wider, turns
-    what it returns into the parameters of a transformation that maps output positions to input
-    positions. Both are in normalised coordinates: -1 and 1 are the input's edges.
+    A localisation network gets the inputs and returns features. A Dense layer of this layer turns
+    the features into the parameters of a transformation, which maps output positions to input
+    positions. Positions are normalised: -1 and 1 are the edges of the input. The Dense layer is
+    float32 or wider and starts as the identity: its kernel is zero, and its bias holds the
+    identity's parameters.
 
     Args:
-        localization: Keras layer or model from the inputs to features, which are flattened; None:
-            the layer takes the parameters given.
+        localization: Keras layer or model from the inputs to features, which are flattened. None:
+            the call takes the parameters as an input.
         transformation: the kind, with its parameters in order:
             - "translation": (x, y), in 3-D (x, y, z);
             - "attention": (scale, x, y), in 3-D (scale, x, y, z);
             - "similarity": (scale, angle in radians, x, y);
             - "affine": 2 x 3 row by row, in 3-D 3 x 4;
-            - "projective": 3 x 3 row by row, the first 8, the last being 1;
+            - "projective": 3 x 3 row by row, without the last entry, which is 1;
             - "thin_plate_spline": a displacement (x, y) for each control point, in their order.
-        output_size: int, (height, width) or (depth, height, width); None: the inputs' own.
-        interpolation: "bilinear", "nearest" (does not train the localisation) or "bicubic" (2-D).
+        output_size: int, (height, width) or (depth, height, width). None: the size of the inputs.
+        interpolation: "bilinear", "nearest" (no gradient to the localisation network) or "bicubic"
+            (2-D only).
         control_points: of the thin plate spline: int or (rows, columns) of a regular grid from -1
-            to 1, row by row; or their normalised places (x, y) in the output, `[n, 2]`, as two rows
-            along the upper and the lower edge for a line of text. There are at least 3, not all on
-            one line and no two at one place.
+            to 1, row by row; or their normalised places (x, y) in the output, `[n, 2]`, for example
+            two rows along the upper and the lower edge of a line of text. At least 3 places, not
+            all on one line, and no two the same.
 
     Call arguments:
         inputs: `[batch, height, width, channels]` or `[batch, depth, height, width, channels]`.
-        parameters: `[batch, parameters of the transformation]`, used instead of predicted ones; of
-            an affine or projective transformation also the matrices, `[batch, 2, 3]`, in 3-D
-            `[batch, 3, 4]`, and `[batch, 3, 3]`. Float32: half precision loses sub-pixels.
+        parameters: `[batch, parameters of the transformation]`, used instead of predicted ones. For
+            "affine" and "projective" also matrices: `[batch, 2, 3]`, in 3-D `[batch, 3, 4]`, and
+            `[batch, 3, 3]`. Use float32: half precision loses fractions of a pixel.
 
     Source: Jaderberg et al., "Spatial Transformer Networks" (arXiv:1506.02025).
 
@@ -209,7 +213,7 @@ class SpatialTransformer(_Sampler):
         self.predictor.build((features_shape[0], math.prod(features_shape[1:])))
 
     def predict_parameters(self, inputs: Tensor) -> Tensor:
-        """Returns the parameters `[batch, parameters]` that the localisation net predicts."""
+        """Returns the parameters `[batch, parameters]` that the localisation network predicts."""
         if self.localization is None:
             raise ValueError("parameters must be given, because localization is None")
         features = self.localization(tf.cast(inputs, self.compute_dtype))
@@ -220,8 +224,8 @@ class SpatialTransformer(_Sampler):
     def sampling_grid(self, inputs: Tensor, parameters: Tensor | None = None) -> Tensor:
         """Returns where the layer samples: the normalised grid `[batch, *output_size, rank]`.
 
-        The positions are (x, y[, z]), -1 and 1 being the inputs' edges (see `align_corners`), in
-        float32 or wider. The arguments are those of the call.
+        The positions are (x, y[, z]) in float32 or wider. -1 and 1 are the edges of the inputs, see
+        `align_corners`. The arguments are those of the call.
         """
         if parameters is None:
             self._check_built()

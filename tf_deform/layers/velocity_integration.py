@@ -15,11 +15,11 @@ from tf_deform.ops import validation
 
 @keras.saving.register_keras_serializable("tf_deform")
 class VelocityIntegration(Layer):
-    """Returns the flow `[batch, *space, rank]` of going along a velocity for unit time.
+    """Returns the flow `[batch, *space, rank]` of following a velocity for unit time.
 
-    It is `tfd.ops.integrate_velocity` as a layer, and what `DenseImageWarp` takes. For a smooth
-    velocity the flow has a smooth inverse: the flow of `-velocity`. Like all positions here it is
-    float32 under every policy of half precision.
+    This is `tfd.ops.integrate_velocity` as a layer. `DenseImageWarp` takes the flow. For a smooth
+    velocity the flow has a smooth inverse: the flow of `-velocity`. The flow stays float32 under
+    half-precision policies.
 
     Args:
         steps: how many times the displacement after `2 ** -steps` is composed with itself, at
@@ -27,10 +27,10 @@ class VelocityIntegration(Layer):
 
     Call arguments:
         velocity: `[batch, *space, rank]` with 1 to 3 spatial axes: pixels per unit time, array
-            order (y, x) or (z, y, x). Float32: let the layer that predicts it have that dtype.
+            order (y, x) or (z, y, x). Set `dtype="float32"` in the layer that predicts it.
 
-    Source: Dalca et al. (arXiv:1805.04605, section 2.1), by the scaling and squaring of Arsigny et
-    al. (2006).
+    Source: Dalca et al. (arXiv:1805.04605, section 2.1), with the scaling and squaring of Arsigny
+    et al. (2006).
 
     Example:
         >>> velocity = tf.ones([1, 5, 6, 2]) * [0.5, -2.0]

@@ -22,28 +22,27 @@ def warp(
 ) -> Tensor:
     """Returns `[batch, *space, channels]`: at every pixel p the inputs at `p + flow[p]`.
 
-    The flow is added, as in registration and in warping back by an optical flow: where it is
-    (0, 1), a pixel takes the value of its right neighbour. `tfd.addons.dense_image_warp` keeps the
-    sign of TensorFlow Addons, which subtracts.
+    The flow is added, as in image registration. Where it is (0, 1), a pixel takes the value of its
+    right neighbour. `tfd.addons.dense_image_warp` subtracts the flow, as TensorFlow Addons does.
 
     Args:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
         flow: `[batch, *space, rank]`, displacements in pixels, array order (y, x) or (z, y, x).
             Use float32 or float64.
-        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves to even; no
-            gradient to the flow) or "bicubic" (cubic convolution with A = -0.75).
-        padding_mode: "border" repeats the edge pixel; "zeros" outside the image; "reflection"
-            reflects about the centres of the edge pixels.
+        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (rounds halves to
+            even; no gradient to the flow) or "bicubic" (cubic convolution with A = -0.75).
+        padding_mode: "border" repeats the edge pixel; "zeros" returns 0 outside the image;
+            "reflection" reflects about the centres of the edge pixels.
 
     Returns:
-        Samples in the dtype of `inputs`. A NaN or infinite flow samples 0.
+        Samples in the dtype of `inputs`. Where the flow is NaN or infinite, the sample is 0.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
         InvalidArgumentError: the same where shapes are known only at run time.
 
     Source: the spatial transformation of Balakrishnan et al., "VoxelMorph" (arXiv:1809.05231),
-    whose border is "border" too.
+    which also repeats the edge pixel.
 
     Example:
         >>> row = tf.reshape(tf.range(4.0), [1, 4, 1])
@@ -65,15 +64,15 @@ def warp(
 
 @operator
 def integrate_velocity(velocity: Tensor, *, steps: int = 7) -> Tensor:
-    """Returns the displacement `[batch, *space, rank]` of flowing along a velocity for unit time.
+    """Returns the displacement `[batch, *space, rank]` of following a velocity for unit time.
 
-    By scaling and squaring: the displacement after a time of `2 ** -steps` is about the velocity
-    times that, and the displacement after twice a time is the one after it, composed with itself.
-    For a smooth velocity the result has a smooth inverse, the integral of `-velocity`.
+    The method is scaling and squaring. After a short time `2 ** -steps`, the displacement is about
+    the velocity times that time. Composing a displacement with itself doubles its time. For a
+    smooth velocity the result has a smooth inverse: the integral of `-velocity`.
 
     Args:
         velocity: `[batch, *space, rank]` with 1 to 3 spatial axes, floating-point: pixels per unit
-            time, array order (y, x) or (z, y, x). Outside the image it is that of the edge pixel.
+            time, array order (y, x) or (z, y, x). Outside the image, that of the edge pixel holds.
         steps: how many times the displacement is composed with itself, at least 0.
 
     Returns:

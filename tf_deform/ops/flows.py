@@ -1,7 +1,7 @@
 """Algebra of dense displacement fields: composed, inverted, resized, measured, applied to points.
 
-A flow here is what `warp` takes: the displacement in pixels, added at each output pixel, array
-order. Between pixels it is linear, and outside the image it is that of the edge pixel.
+A flow has the convention of `warp`: a displacement in pixels for each output pixel, in array order,
+which is added. Between pixels it is linear. Outside the image, that of the edge pixel holds.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tf_deform.ops.symbolic import operator
 
 @operator
 def compose_flows(first: Tensor, second: Tensor) -> Tensor:
-    """Returns the flow `[batch, *space, rank]` of warping by `first` and the result by `second`.
+    """Returns the flow `[batch, *space, rank]` of warping by `first`, then by `second`.
 
-    It is `second(p) + first(p + second(p))`: warping by it is `warp(warp(x, first), second)` with
-    one interpolation in place of two. Points go the other way: `warp_points` of the composition
-    goes by `second`, then by `first`.
+    The result is `second(p) + first(p + second(p))`. Warping by it is
+    `warp(warp(x, first), second)`, with one interpolation instead of two. Points go the other way:
+    `warp_points` with the result moves them by `second`, then by `first`.
 
     Args:
-        first: `[batch, *space, rank]` with 1 to 3 spatial axes, floating-point: the flow that the
-            image is warped by first, in pixels, array order (y, x) or (z, y, x).
-        second: `[batch, *space, rank]`, the flow that what comes of it is warped by.
+        first: `[batch, *space, rank]` with 1 to 3 spatial axes, floating-point: the flow that warps
+            the image first, in pixels, array order (y, x) or (z, y, x).
+        second: `[batch, *space, rank]`, the flow that warps the result.
 
     Returns:
         Displacements in pixels, in float32, or float64 if either flow is float64.
@@ -59,29 +59,29 @@ def compose_flows(first: Tensor, second: Tensor) -> Tensor:
 
 @operator
 def invert_flow(flow: Tensor, *, steps: int = 20) -> tuple[Tensor, Tensor]:
-    """Returns the inverse `[batch, *space, rank]` of a flow, and what it misses `[batch, *space]`.
+    """Returns the inverse `[batch, *space, rank]` of a flow, and its error `[batch, *space]`.
 
-    The inverse u undoes the flow: `u(p) + flow(p + u(p))` is 0, so that `compose_flows(flow, u)` is
-    still. From u = 0 on, u is set to `-flow(p + u)`, `steps` times. That converges where the flow
-    differs between neighbouring pixels by less than a pixel, the faster the less it differs: by
-    half a pixel, the error halves with every step. Gradients flow through the steps.
+    The inverse u undoes the flow: `u(p) + flow(p + u(p))` is 0, so `compose_flows(flow, u)` is 0.
+    The method starts with u = 0 and sets u to `-flow(p + u)`, `steps` times. It converges where the
+    flow of neighbouring pixels differs by less than a pixel, and faster where it differs less. If
+    it differs by half a pixel, each step halves the error. Gradients flow through the steps.
 
     Args:
         flow: `[batch, *space, rank]` with 1 to 3 spatial axes, floating-point: displacements in
             pixels, array order (y, x) or (z, y, x).
-        steps: how many times the inverse is improved, at least 0. With 0 it is still.
+        steps: how many times the inverse is improved, at least 0. With 0 it is zero.
 
     Returns:
-        The inverse, and its residual: the length in pixels of `u(p) + flow(p + u(p))`, by which a
-        pixel that goes by the inverse and back by the flow misses its place. It stays large where
-        the flow folds. Both in float32, or float64 if the flow is float64.
+        The inverse, and its residual: the length in pixels of `u(p) + flow(p + u(p))`. So far from
+        its place is a pixel that moves by the inverse and then back by the flow. The residual stays
+        large where the flow folds. Both are in float32, or in float64 if the flow is float64.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.
 
     Source: Chen et al., "A simple fixed-point approach to invert a deformation field" (2008,
-    equation 5); used for networks in Dalca et al. (arXiv:1805.04605) by integrating the opposite
-    velocity instead, which `integrate_velocity` does.
+    equation 5). Networks often integrate the opposite velocity instead, as in Dalca et al.
+    (arXiv:1805.04605); `integrate_velocity` does that.
 
     Example:
         >>> inverse, residual = invert_flow(tf.ones([1, 4, 5, 2]) * [1.5, -0.5])
@@ -104,14 +104,14 @@ def invert_flow(flow: Tensor, *, steps: int = 20) -> tuple[Tensor, Tensor]:
 def resize_flow(flow: Tensor, size: Sequence[int | Tensor]) -> Tensor:
     """Returns the flow `[batch, *size, rank]` of the same image at another size.
 
-    The image's outer edges stay where they are, as in `tf.image.resize`: output pixel i lies at
-    `(i + 0.5) * old / new - 0.5`. The vectors are in pixels, and so multiplied by `new / old`.
-    Samples are linear without antialiasing, which smooth flows do not need.
+    The image's outer edges stay in place, as in `tf.image.resize`: output pixel i lies at
+    `(i + 0.5) * old / new - 0.5`. The vectors are in pixels, so they are multiplied by `new / old`.
+    Interpolation is linear, without antialiasing, which smooth flows do not need.
 
     Args:
         flow: `[batch, *space, rank]` with 1 to 3 spatial axes, floating-point: displacements in
             pixels, array order (y, x) or (z, y, x).
-        size: of the output, one number an axis; ints or scalar tensors.
+        size: of the output, one number per axis; ints or scalar tensors.
 
     Returns:
         Displacements in pixels of the new size, in float32, or float64 if the flow is float64.
@@ -119,8 +119,8 @@ def resize_flow(flow: Tensor, size: Sequence[int | Tensor]) -> Tensor:
     Raises:
         ValueError, TypeError: a shape, dtype or size that does not fit.
 
-    Source: the upsampling of flows in VoxelMorph (arXiv:1809.05231), which lays the centres of the
-    corner pixels, and not their edges, on each other: vectors and positions then disagree.
+    Source: the upsampling of flows in VoxelMorph (arXiv:1809.05231). There the centres of the
+    corner pixels stay in place, not their edges, so vectors and positions disagree.
 
     Example:
         >>> half = tf.ones([1, 4, 5, 2]) * [1.0, -2.0]
@@ -144,11 +144,11 @@ def resize_flow(flow: Tensor, size: Sequence[int | Tensor]) -> Tensor:
 
 @operator
 def jacobian_determinant(flow: Tensor) -> Tensor:
-    """Returns `[batch, *space]`: by how much `p + flow(p)` enlarges the space about each pixel.
+    """Returns `[batch, *space]`: by how much `p + flow(p)` enlarges the space around each pixel.
 
     It is 1 where the flow only moves, 2 where the output pixel samples from twice its own volume,
-    and not above 0 where the flow folds. Derivatives are central differences, and at the first and
-    last pixel of an axis one-sided ones; along an axis of one pixel nothing changes.
+    and 0 or less where the flow folds. Derivatives are central differences, and one-sided at the
+    first and last pixel of an axis. Along an axis of one pixel the derivative is 0.
 
     Args:
         flow: `[batch, *space, rank]` with 1 to 3 spatial axes, floating-point: displacements in
@@ -183,9 +183,9 @@ def jacobian_determinant(flow: Tensor) -> Tensor:
 def warp_points(points: Tensor, flow: Tensor) -> Tensor:
     """Returns `[batch, ..., rank]`: where points of the output lie in the input, `p + flow(p)`.
 
-    An image warped by the flow shows at p what the input shows at the point returned. So landmarks
-    of the fixed image go to the moving one; for the other way take the inverse of the flow. The
-    flow is linear between pixels, and outside of the image it is that at the nearest edge pixel.
+    A warped image shows at p what the input shows at the returned point. So this moves landmarks
+    of the fixed image to the moving image. For the other direction use the inverse of the flow. The
+    flow is linear between pixels. Outside the image, that of the nearest edge pixel holds.
 
     Args:
         points: `[batch, ..., rank]` in pixels of the output, array order (y, x) or (z, y, x);
@@ -201,8 +201,8 @@ def warp_points(points: Tensor, flow: Tensor) -> Tensor:
         ValueError, TypeError: a shape or dtype that does not fit.
         InvalidArgumentError: the same where shapes are known only at run time.
 
-    Source: the landmarks of image registration, which go the way of the samples: Balakrishnan et
-    al., "VoxelMorph" (arXiv:1809.05231, section III), whose phi is `p + flow(p)`.
+    Source: Balakrishnan et al., "VoxelMorph" (arXiv:1809.05231, section III), whose phi is
+    `p + flow(p)`.
 
     Example:
         >>> flow = tf.ones([1, 4, 5, 2]) * [1.0, -0.5]

@@ -1,7 +1,7 @@
 """Sampling grids of spatial transformers, and sampling at them.
 
-Grids are in normalised coordinates, (x, y[, z]) order, as users of other libraries know them: -1
-and 1 are the outer edges of the edge pixels, or their centres with `align_corners`.
+Grids are in normalised coordinates and in the order (x, y[, z]), as in other libraries: -1 and 1
+are the outer edges of the edge pixels, or their centres with `align_corners`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def affine_grid(
             (x, y[, z], 1) to the normalised input position sampled there. `[batch, 6]` or
             `[batch, 12]` are the same row by row.
         output_size: (height, width) or (depth, height, width); ints or scalar tensors.
-        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+        align_corners: whether -1 and 1 are the centres of the edge pixels. False: their outer
+            edges.
 
     Returns:
         Normalised (x, y[, z]) positions in float32, or float64 if theta is float64.
@@ -63,7 +64,8 @@ def projective_grid(
             homogeneous input position sampled there. A position at infinity is infinite, which
             samples 0.
         output_size: (height, width); ints or scalar tensors.
-        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+        align_corners: whether -1 and 1 are the centres of the edge pixels. False: their outer
+            edges.
 
     Returns:
         Normalised (x, y) positions in float32, or float64 if theta is float64.
@@ -91,18 +93,19 @@ def thin_plate_spline_grid(
     """Returns the sampling grid `[batch, height, width, 2]` of thin plate splines.
 
     The control points have fixed places in the output: on a regular grid from -1 to 1, row by row,
-    or where they are said to be, as along the upper and the lower edge for a line of text. Each
-    samples the input at its own place plus its displacement, and the smoothest map in between. Zero
-    displacements give the identity.
+    or at places that you choose, such as along the upper and the lower edge of a line of text. The
+    input is sampled at each control point's place plus its displacement, and in between by the
+    smoothest map. Zero displacements give the identity.
 
     Args:
         displacements: `[batch, control points, 2]`, floating-point, normalised (x, y).
         output_size: (height, width); ints or scalar tensors.
         control_points: int, or (rows, columns), each at least 2; or normalised places (x, y) in the
-            output, `[n, 2]` numbers known while tracing: at least 3, not all on one line, and no
-            two at one place, nor so near to it that the condition number of the spline's system
-            passes 1e10.
-        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+            output, `[n, 2]` numbers that are known while tracing. At least 3 places, not all on one
+            line, and no two the same or so close that the condition number of the spline's system
+            of equations exceeds 1e10.
+        align_corners: whether -1 and 1 are the centres of the edge pixels. False: their outer
+            edges.
 
     Returns:
         Normalised (x, y) positions in float32, or float64 if the displacements are float64.
@@ -136,16 +139,17 @@ def grid_sample(
     Args:
         inputs: `[batch, *space, channels]` with 1 to 3 spatial axes, any floating dtype.
         grid: `[batch, *output_size, rank]`, normalised, the last axis (x, y[, z]). Use float32 or
-            float64: half precision loses sub-pixels.
-        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (halves to even; no
-            gradient to the grid) or "bicubic" (cubic convolution with A = -0.75).
-        padding_mode: "zeros" outside the image; "border" repeats the edge pixel; "reflection"
-            reflects about the outer edges of the edge pixels, or with `align_corners` about their
-            centres.
-        align_corners: whether -1 and 1 are the centres of the edge pixels, not their outer edges.
+            float64: half precision loses fractions of a pixel.
+        interpolation: "bilinear" (linear in 1-D, trilinear in 3-D), "nearest" (rounds halves to
+            even; no gradient to the grid) or "bicubic" (cubic convolution with A = -0.75).
+        padding_mode: "zeros" returns 0 outside the image; "border" repeats the edge pixel;
+            "reflection" reflects about the outer edges of the edge pixels, or with `align_corners`
+            about their centres.
+        align_corners: whether -1 and 1 are the centres of the edge pixels. False: their outer
+            edges.
 
     Returns:
-        Samples in the dtype of `inputs`. A NaN or infinite position samples 0.
+        Samples in the dtype of `inputs`. A sample at a NaN or infinite position is 0.
 
     Raises:
         ValueError, TypeError: a shape, dtype or option that does not fit.

@@ -1,6 +1,6 @@
-"""RoIAlign: of upright boxes, of turned ones, and of boxes on the levels of a pyramid.
+"""RoIAlign of upright boxes, of turned boxes, and of boxes on the levels of a pyramid.
 
-No operator here has a gradient to the boxes.
+The boxes get no gradient.
 """
 
 from __future__ import annotations

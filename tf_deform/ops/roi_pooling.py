@@ -1,6 +1,6 @@
-"""Pooling of regions of interest whose bins are moved, or have channels of their own.
+"""Pooling of regions of interest whose bins are moved, or have their own channels.
 
-No operator here has a gradient to the boxes.
+The boxes get no gradient.
 """
 
 from __future__ import annotations
