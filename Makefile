@@ -9,6 +9,9 @@ WORKERS ?= 2
 DOCS_STAGE = $(shell $(PYTHON) -c 'import sys; print("docs" * (sys.version_info >= (3, 11)))')
 # Handed on to the script or to pytest.
 ARGS ?=
+# Instruction sets whose kernels are run with sanitizers: all that this processor has.
+SANITIZED ?= avx2 $(shell grep -q avx512vl /proc/cpuinfo && echo avx512) \
+	$(shell grep -q avx512_bf16 /proc/cpuinfo && echo avx512bf16)
 
 VENV := .venv
 VENV_LOWEST := .venv-lowest
@@ -82,19 +85,19 @@ check: ## check format, lint and types, build the site and the library, run the 
 ops: $(VENV)/.has-test ## build the compiled library against the installed TensorFlow
 	@$(RUN) -m tf_deform build
 
-sanitize: $(VENV)/.has-test ## run the kernels with AddressSanitizer and UndefinedBehaviorSanitizer
-	@echo "==> Building build/sanitize (a minute)"
+sanitize: $(VENV)/.has-test ## run the kernels with AddressSanitizer and UndefinedBehaviorSanitizer (SANITIZED="avx2 avx512")
+	@echo "==> Building build/sanitize for $(SANITIZED) (a minute each)"
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/sanitize -DSANITIZE=ON \
-		$$($(RUN) -c '$(DEFINITIONS)') >/dev/null
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --target kernel_tests
-	@build/sanitize/kernel_test_avx2 200
+		-DSANITIZED="$$(echo $(SANITIZED) | tr ' ' ';')" $$($(RUN) -c '$(DEFINITIONS)') >/dev/null
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --parallel $(WORKERS) --target kernel_tests
+	@for set in $(SANITIZED); do echo "==> $$set"; build/sanitize/kernel_test_$$set 200 || exit 1; done
 
 fuzz: ops ## call the library's ops with hostile arguments (ARGS="--cases 40000 --mode eager --seed 1")
 	@$(RUN) tests/fuzz/fuzz.py $(ARGS)
 
 fuzz-sanitized: $(VENV)/.has-test ## the same with AddressSanitizer and UndefinedBehaviorSanitizer
 	@echo "==> Building build/sanitize (some minutes)"
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/sanitize -DSANITIZE=ON \
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S custom_ops -B build/sanitize -DSANITIZE=ON -DSANITIZED=avx2 \
 		$$($(RUN) -c '$(DEFINITIONS)') >/dev/null
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/sanitize --parallel $(WORKERS)
 	@$(RUN) tests/fuzz/fuzz.py --sanitized build/sanitize $(ARGS)

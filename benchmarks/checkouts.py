@@ -68,6 +68,7 @@ def serve(part):
 
     For number -1 - n it prints the peak of memory of the call n, in bytes beyond its results.
     """
+    import machine
     import portable as common
     import tensorflow as tf
 
@@ -87,7 +88,7 @@ def serve(part):
         if number < 0:
             found = common.peak_memory(calls[-1 - number])
         else:
-            found = common.timed(calls[number])
+            found = machine.timed(calls[number])
         print(json.dumps(found), flush=True)
 
 

@@ -1,6 +1,6 @@
 """Times the compiled operators beside their peers, and measures their memory.
 
-    python benchmarks/compiled.py [--quick] [--rounds 15] [--only PART]
+    python benchmarks/compiled.py [--quick] [--rounds 15] [--only PART [--keep]]
 
 As in portable.py everything is timed in one process, in turns, and what is printed are ratios of
 medians, over
@@ -24,9 +24,9 @@ the gradients of everything; of a convolution it is the gradients of the sum of 
 which TensorFlow leaves the forward pass out: its ratio is lower. Memory is how much one call raises
 the peak of the process's resident memory, beyond its outputs and gradients: the kernels' buffers
 are not TensorFlow's. Scaling is the time a pixel at 1 to 16 times the batch and the area, over that
-at once. The results are written to benchmarks/results/compiled.json, those beside other engines to
-engines.json, from which engines_page.py writes the table of docs/engines.md; those in bfloat16 to
-bfloat16.json.
+at once. The results are written to benchmarks/results/compiled.json, with --keep those of one part,
+beside those of the same commit; those beside other engines to engines.json, from which
+engines_page.py writes the table of docs/engines.md; those in bfloat16 to bfloat16.json.
 """
 
 import argparse
@@ -44,6 +44,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import addons_peer
+import machine
 import numpy as np
 import portable as common
 import tensorflow as tf
@@ -100,6 +101,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="three rounds, first shapes only")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--keep", action="store_true", help="write the results of one part")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # one measurement, in its own process
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(common.THREADS)
@@ -110,6 +112,10 @@ def main():
     rounds = 3 if options.quick else options.rounds
     kept = slice(1) if options.quick else slice(None)
     results = {"hardware": common.hardware(), "commit": common.commit(), "rounds": rounds}
+    if options.keep:
+        kept_results = json.loads(RESULTS.read_text())
+        if kept_results["commit"] == results["commit"]:
+            results = kept_results
     parts = {
         "conv": lambda: time_convolutions("convolution", rounds, kept),
         "depthwise": lambda: time_convolutions("depthwise", rounds, kept),
@@ -129,7 +135,8 @@ def main():
             results[name] = part()
     for name in ("engines", "bfloat16"):  # in files of their own
         results.pop(name, None)
-    if not options.quick and options.only is None:
+    if not options.quick and (options.only is None or options.keep):
+        results["peaks"] = machine.peaks()
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         print(f"\nwritten to {RESULTS}")
@@ -180,7 +187,10 @@ def time_convolutions(kind, rounds, kept):
         seconds = common.in_turns(calls, rounds)
         ratios.append(
             {
-                each: {"compiled": seconds["compiled", each] / seconds["plain", each]}
+                each: {
+                    "compiled": seconds["compiled", each] / seconds["plain", each],
+                    "milliseconds": 1e3 * seconds["compiled", each],
+                }
                 for each in ("forward", "training")
             }
         )
@@ -224,11 +234,12 @@ def time_engines(rounds, kept, quick):
     import engines_page
 
     print("\nModulated 3x3 deformable convolution, forward: time over other engines'")
-    results, milliseconds = {}, {}
+    results, milliseconds, work = {}, {}, {}
     for case in engine_peers.CASES[kept]:
         seconds = engine_peers.in_blocks(engine_peers.contestants(case, common.THREADS), rounds)
-        mine, op = seconds.pop("ours"), seconds.pop("op")
-        milliseconds[str(case)] = {"ours": 1e3 * mine, "op": 1e3 * op}
+        milliseconds[str(case)] = {name: 1e3 * each for name, each in seconds.items()}
+        work[str(case)] = dict(zip(("FLOP", "bytes"), engine_peers.work_of(case), strict=True))
+        mine, _ = seconds.pop("ours"), seconds.pop("op")
         ratios = {name: mine / each for name, each in seconds.items()}
         cells = "".join(f"{name:>14} {ratio:5.2f}" for name, ratio in ratios.items())
         print(f"  {case!s:36}{cells}", flush=True)
@@ -238,6 +249,7 @@ def time_engines(rounds, kept, quick):
         versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "openvino")}
         about = {"hardware": {**common.hardware(), **versions}, "commit": common.commit()}
         found = {"rounds": rounds, "ratios": results, "milliseconds": milliseconds}
+        found |= {"work": work, "peaks": machine.peaks()}
         ENGINES.write_text(json.dumps({**about, **found}, indent=2) + "\n")
         engines_page.write()
         print(f"  written to {ENGINES} and {engines_page.PAGE}")
@@ -389,10 +401,13 @@ def ratios_of(ours, theirs, rounds):
 
 
 def time_attention(rounds):
-    """Times attention on each map alone and on all, beside the memory that its corners are."""
+    """Times attention on each map alone and on all, beside the bytes of its corners, and at least.
+
+    At least every array is read or written once.
+    """
     print("\nDeformable attention at random places, forward: milliseconds, GB/s of corners read")
     rng = np.random.default_rng(0)
-    calls, corners = {}, {}
+    calls, corners, least = {}, {}, {}
     for name, (queries, maps) in ATTENTION.items():
         for used in (*([each] for each in maps), maps):
             values = [rng.normal(size=(1, *each, HEADS * DIM)) for each in used]
@@ -401,11 +416,14 @@ def time_attention(rounds):
             key = f"{name} {' '.join('x'.join(map(str, each)) for each in used)}", "forward"
             arguments = [tf.constant(each, tf.float32) for each in arrays]
             calls[key] = common.compiled_calls(attention, arguments, False)["forward"]
+            outputs = queries * HEADS * DIM
             corners[key] = 4 * DIM * 4 * math.prod(shape)  # bytes, were all inside
+            least[key] = 4 * (sum(each.size for each in arrays) + outputs)
     seconds = common.in_turns(calls, rounds)
     results = {}
     for key, each in seconds.items():
         results[key[0]] = {"milliseconds": 1e3 * each, "GB/s": corners[key] / each / 1e9}
+        results[key[0]] |= {"corners": corners[key], "least": least[key]}
         print(f"  {key[0]:32}{1e3 * each:8.2f}{results[key[0]]['GB/s']:8.1f}")
     return results
 

@@ -6,9 +6,9 @@ function: as their compiled models it is of one shape, and skips what a `tf.func
 """
 
 import statistics
-import time
 from typing import NamedTuple
 
+import machine
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,7 +19,6 @@ from openvino import opset8
 import tf_deform as tfd
 from tf_deform.compiled import loading
 
-PAUSE = 0.05  # seconds, in which the threads of the engine before stop spinning
 CALLS = 5  # in a block
 SIZE = 3  # of the kernel
 DEVIATION = 2  # of the offsets, in pixels
@@ -188,10 +187,18 @@ def in_blocks(calls, rounds):
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(PAUSE)
-            call()
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                call()
-            seconds[name].append((time.perf_counter() - start) / CALLS)
+            seconds[name].append(machine.timed(call, CALLS))
     return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def work_of(case):
+    """Returns the FLOP of a case, a product and a sum counting as two, and the bytes it must move.
+
+    A sample is four products and sums of a channel. Inputs, kernel, offset, mask and output are
+    read or written once.
+    """
+    arrays = arrays_of(case)
+    points = arrays[3].size // SIZE**2
+    outputs = points * case.filters
+    products = SIZE**2 * case.channels * (case.filters // case.groups + 4)
+    return 2 * points * products, 4 * (sum(each.size for each in arrays) + outputs)

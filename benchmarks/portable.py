@@ -4,7 +4,8 @@
     python benchmarks/portable.py --against FOLDER [--only PART]  # of another checkout
 
 Everything is timed in one process and one run, in turns: each turn calls every contestant once
-untimed and once timed. What is printed are ratios of medians, over
+untimed and once timed, while all cores are there (see machine.py). What is printed are ratios of
+medians, over
 
 - plain tf.nn.conv2d of the same shape, for the modulated 3x3 deformable convolution; "gathers" is
   a straightforward version of it, four gathers under plain autodiff;
@@ -26,12 +27,12 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import checkouts
+import machine
 import numpy as np
 import tensorflow as tf
 
@@ -254,15 +255,6 @@ def torch_calls(inputs, theta, memory_format):
 # Timing
 
 
-def timed(call):
-    """Returns the seconds of a call that follows another one."""
-    time.sleep(0.005)  # lets the threads of the one before stop spinning
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def in_turns(contestants, rounds):
     """Returns the median seconds of each call, taken in turns. Names are (contestant, pass)."""
     for call in contestants.values():
@@ -271,7 +263,7 @@ def in_turns(contestants, rounds):
     for turn in range(rounds):
         show(f"round {turn + 1} of {rounds}")
         for name, call in contestants.items():
-            times[name].append(timed(call))
+            times[name].append(machine.timed(call))
     show("")
     return {name: statistics.median(each) for name, each in times.items()}
 

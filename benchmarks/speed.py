@@ -9,6 +9,7 @@ compares the pages with the results.
 
 import ast
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -18,6 +19,8 @@ RESULTS = Path(__file__).parent / "results"
 PAGES = ("README.md", "docs/index.md", "docs/speed.md")
 BLOCK = re.compile(r"(<!-- benchmarks/speed.py: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 PASSES = ("forward", "training")
+TAPS = 9
+PRODUCTS = {"forward": 5, "training": 14}  # of a depthwise convolution, by tap and channel
 
 
 def main():
@@ -37,7 +40,8 @@ def render(text):
             compiled,
             {"conv": "`tf.nn.conv2d`", "torchvision": "torchvision's `deform_conv2d`"},
         ),
-        "depthwise": lambda: _by_shape(compiled, {"depthwise": "`tf.nn.depthwise_conv2d`"}),
+        "depthwise": lambda: _depthwise(compiled),
+        "attention": lambda: _attention(compiled),
         "transformer": lambda: _by_shape(
             compiled,
             {"transformer": "PyTorch's `grid_sample`", "resampler": "Addons' `resampler`"},
@@ -132,6 +136,45 @@ def _by_shape(results, operators):
     return _table(["shape", *head], lines) + "\n\n" + _run(results)
 
 
+def _depthwise(results):
+    """Returns the table by shape, beside what the arithmetic takes at the machine's peak rate."""
+    lines = []
+    for shape, each in results["depthwise"].items():
+        numbers = math.prod(ast.literal_eval(shape)[:4]) * TAPS
+        lines.append([_shape(shape, False)])
+        for name in PASSES:
+            least = 2 * PRODUCTS[name] * numbers / results["peaks"]["GFLOP/s"] / 1e6
+            lines[-1] += map(_ratio, (each[name]["compiled"], each[name]["milliseconds"], least))
+    head = [
+        f"{text}, {name}"
+        for name in PASSES
+        for text in ("over `tf.nn.depthwise_conv2d`", "ms", "arithmetic alone, ms")
+    ]
+    return _table(["shape", *head], lines) + "\n\n" + _run(results) + " " + _peaks(results)
+
+
+def _attention(results):
+    """Returns the table of attention beside the bytes that it reads."""
+    lines = [
+        [
+            name.replace("x", "×"),
+            _ratio(each["milliseconds"]),
+            f"{each['corners'] / 2**20:.0f}",
+            f"{each['GB/s']:.0f}",
+            f"{each['least'] / 2**20:.1f}",
+            _ratio(each["least"] / results["peaks"]["GB/s"] / 1e6),
+        ]
+        for name, each in results["attention"].items()
+    ]
+    head = ["maps", "ms", "corners, MiB", "corners, GB/s", "least, MiB", "least, ms"]
+    return _table(head, lines) + "\n\n" + _run(results) + " " + _peaks(results)
+
+
+def _peaks(results):
+    peaks = results["peaks"]
+    return f"At most {peaks['GFLOP/s']:.0f} GFLOP/s and {peaks['GB/s']:.0f} GB/s of memory."
+
+
 def _portable(results, operator):
     columns = [f"{column}, {name}" for column in ("portable", "portable XLA") for name in PASSES]
     lines = [
@@ -145,10 +188,10 @@ def _pairs():
     return [(column, name) for column in ("portable", "portable XLA") for name in PASSES]
 
 
-def _shape(shape):
+def _shape(shape, with_filters=True):
     """Returns "1×56×56, 64 to 64 channels" of "(1, 56, 56, 64, 64)"."""
     batch, height, width, channels, *filters = ast.literal_eval(shape)
-    many = f"{channels} to {filters[0]}" if filters else f"{channels}"
+    many = f"{channels} to {filters[0]}" if filters and with_filters else f"{channels}"
     return f"{batch}×{height}×{width}, {many} channels"
 
 

@@ -22,6 +22,6 @@ def test_the_page_is_what_the_results_render_to(page):
 def test_every_table_of_results_has_its_block():
     blocks = {name for _, name, _ in speed.BLOCK.findall((ROOT / "docs/speed.md").read_text())}
     assert blocks == {
-        *("summary", "convolution", "depthwise", "transformer", "regions"),
+        *("summary", "convolution", "depthwise", "transformer", "regions", "attention"),
         *("portable_convolution", "portable_transformer"),
     }

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kWidest = 128;                     // channels that an owner has at most
 constexpr int64_t kMostBlocks = 16;                  // of images
 constexpr int64_t kPartialBytes = int64_t{1} << 20;  // of point gradients, each block
-constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of kernel gradients, all blocks
+constexpr int64_t kBlocksBytes = int64_t{4} << 20;   // of either kind of gradient, all blocks
 
 // What a tap needs of its channels, in one pass over them: its sample into columns, the dot
 // products of its corners with the gradient, and the gradient added to the corners. kCount corners.
@@ -374,7 +374,8 @@ void Gradient<S, kRank>::Run(const Pool& pool, const S* gradient, T* inputs_grad
   const int64_t owners = blocks * slices.size();
   const int64_t width = slices[0].width();  // the widest
   const int64_t per_point = plan_.taps * (kRank + 1);
-  const int64_t band_limit = kPartialBytes / (slices.size() * per_point * sizeof(T));
+  const int64_t partial_bytes = std::min(kPartialBytes, kBlocksBytes / blocks);
+  const int64_t band_limit = partial_bytes / (slices.size() * per_point * sizeof(T));
   const int64_t band =
       kTile * std::min(std::max<int64_t>(1, band_limit / kTile), CeilOfRatio(block_points, kTile));
 

@@ -7,6 +7,8 @@
 // of those loops: exact ones, as the results are linear in values, weights, kernel and mask, and
 // differences for coordinates.
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -28,22 +30,29 @@
 
 // How many allocations succeed before one fails; below 0 all do.
 std::atomic<int64_t> allocations{-1};
+std::atomic<int64_t> held{0}, peak{0};  // bytes
 
-// Memory that runs out when a test wants it to.
+// Memory that runs out when a test wants it to, and is counted.
 void* operator new(size_t size, std::align_val_t alignment) {
   const size_t align = static_cast<size_t>(alignment);
   const bool fails = allocations >= 0 && allocations-- == 0;
   void* const memory = fails ? nullptr : std::aligned_alloc(align, (size / align + 1) * align);
   if (!memory) throw std::bad_alloc();
+  const int64_t now = held += malloc_usable_size(memory);
+  for (int64_t most = peak; most < now && !peak.compare_exchange_weak(most, now);) continue;
   return memory;
 }
 void* operator new(size_t size) {
   return operator new(size, std::align_val_t(alignof(std::max_align_t)));
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+__attribute__((noinline)) void Release(void* memory) {
+  if (memory) held -= malloc_usable_size(memory);
+  std::free(memory);
+}
+void operator delete(void* memory) noexcept { Release(memory); }
+void operator delete(void* memory, size_t) noexcept { Release(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { Release(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { Release(memory); }
 
 namespace {
 
@@ -388,7 +397,7 @@ void TestConv(bool hostile) {
   const T* mask = s.mask.empty() ? nullptr : s.mask.data();
   const auto& kernels = TfDeformKernels()->of<T>();
   std::vector<T> first[5];
-  for (int threads = 1; threads <= 3; ++threads) {
+  for (int threads = 1; threads <= 5; ++threads) {
     const Pool pool{RunOnThreads, &threads};
     std::vector<T> out(expected.size()), inputs(s.inputs.size()), kernel(s.kernel.size()),
         offset(s.offset.size()), masks(s.mask.size());
@@ -481,6 +490,48 @@ void TestMemory() {
     }
     Report(lone ? failed == 0 : failed > 0, "allocations that fail are noticed", failed);
   });
+}
+
+// The kernels' buffers are at most 8 MiB a thread, for kernels that are not much larger themselves:
+// of large images, of many, and of many channels.
+template <typename S>
+void TestBuffers() {
+  using W = tf_deform::Wide<S>;
+  constexpr int64_t kMost = 8 << 20;
+  const int64_t shapes[][5] = {  // batch, size, channels, filters, size of the kernel
+      {16, 64, 4, 4, 5}, {1, 160, 4, 4, 5}, {1, 14, 256, 256, 3}, {8, 9, 128, 128, 3}};
+  for (const auto& [batch, size, channels, filters, window] : shapes) {
+    ConvSizes z = {};
+    z.rank = 2, z.batch = batch, z.channels = channels, z.filters = filters;
+    z.groups = z.deformable_groups = 1;
+    for (int axis = 0; axis < 2; ++axis) {
+      z.space[axis] = z.output[axis] = size, z.kernel[axis] = window;
+      z.strides[axis] = z.dilations[axis] = 1, z.before[axis] = window / 2;
+    }
+    const int64_t points = batch * size * size, taps = window * window;
+    const std::vector<S> inputs(points * channels), kernel(taps * channels * filters);
+    const std::vector<W> offset(points * taps * 2), mask(points * taps);
+    std::vector<S> out(points * filters);
+    std::vector<W> inputs_gradient(inputs.size()), kernel_gradient(kernel.size());
+    std::vector<W> offset_gradient(offset.size()), mask_gradient(mask.size());
+    const auto& kernels = TfDeformKernels()->of<S>();
+    for (int threads = 1; threads <= 3; threads += 2) {
+      const Pool pool{RunOnThreads, &threads};
+      for (const bool forward : {true, false}) {
+        const int64_t before = held;
+        peak = before;
+        forward ? kernels.conv(pool, z, inputs.data(), kernel.data(), offset.data(), mask.data(),
+                               out.data())
+                : kernels.conv_grad(pool, z, inputs.data(), kernel.data(), offset.data(),
+                                    mask.data(), out.data(), inputs_gradient.data(),
+                                    kernel_gradient.data(), offset_gradient.data(),
+                                    mask_gradient.data());
+        Report(peak - before <= threads * kMost,
+               forward ? "MiB of buffers" : "MiB of buffers, gradients",
+               (peak - before) / 1048576.0);
+      }
+    }
+  }
 }
 
 // What a block throws is thrown where the loop was started, when no block runs any more.
@@ -736,7 +787,6 @@ void TestHalvesOfConv() {
 
   const auto decode = [](S each) { return static_cast<float>(Decode(each)); };
   const auto found = Results<float>(z, inputs, kernel, offset, mask, upstream, 1, decode);
-  const auto again = Results<float>(z, inputs, kernel, offset, mask, upstream, 3, decode);
   const auto wide = [](const auto& from, bool magnitudes) {
     std::vector<double> out;
     for (const auto each : from) {
@@ -767,8 +817,11 @@ void TestHalvesOfConv() {
   Near("halves: conv, gradient to kernel", found[2], exact[0][2], exact[1][2], sample);
   Near("halves: conv, gradient to offset", found[3], exact[0][3], exact[1][3], 1e-5);
   Near("halves: conv, gradient to mask", found[4], exact[0][4], exact[1][4], 1e-5);
-  for (int i = 0; i < 5; ++i) {
-    Report(Same(found[i], again[i]), "halves: conv, same bits on any number of threads", i);
+  for (int threads = 2; threads <= 5; ++threads) {
+    const auto again = Results<float>(z, inputs, kernel, offset, mask, upstream, threads, decode);
+    for (int i = 0; i < 5; ++i) {
+      Report(Same(found[i], again[i]), "halves: conv, same bits on any number of threads", threads);
+    }
   }
 }
 
@@ -803,6 +856,7 @@ int main(int argc, char** argv) {
   TestBlocks();
   TestMemory<float>(), TestMemory<Float16Bits>(), TestMemory<Bfloat16Bits>();
   TestEmpty<double>(), TestEmpty<Bfloat16Bits>();
+  TestBuffers<float>(), TestBuffers<double>(), TestBuffers<Bfloat16Bits>();
   for (int round = 0; round < rounds; ++round) {
     const bool hostile = round % 2;
     TestSample<float>(hostile);

@@ -26,6 +26,8 @@ constexpr int64_t kBlockRows = 8;  // what 32 registers hold beside as many elem
 constexpr int64_t kBlockRows = kVectorBytes == 64 ? 12 : 6;  // what 32, or 16, registers hold
 #endif
 
+constexpr int64_t kRowsPacked = 4;  // at once: they are read nearly in memory's order
+
 // How many elements b [inner, columns] takes when packed.
 template <typename T>
 int64_t PackedSize(int64_t inner, int64_t columns) {
@@ -37,17 +39,26 @@ int64_t PackedSize(int64_t inner, int64_t columns) {
 template <typename S, typename T>
 void Pack(const S* b, int64_t row_stride, int64_t column_stride, int64_t inner, int64_t columns,
           int64_t panel_stride, T* packed) {
-  for (int64_t begin = 0; begin < columns; begin += kPanel<T>, packed += panel_stride) {
+  int64_t begin = 0;
+  if constexpr (std::is_same_v<S, T>) {
+    const int64_t whole = column_stride == 1 ? columns / kPanel<T> * kPanel<T> : 0;
+    for (int64_t first = 0; first < inner && whole > 0; first += kRowsPacked) {
+      const int64_t last = std::min(first + kRowsPacked, inner);
+      for (int64_t column = 0; column < whole; column += kPanel<T>) {
+        T* to = packed + column / kPanel<T> * panel_stride + first * kPanel<T>;
+        for (int64_t k = first; k < last; ++k, to += kPanel<T>) {
+          std::memcpy(to, b + k * row_stride + column, kPanel<T> * sizeof(T));
+        }
+      }
+    }
+    begin = whole;
+    packed += whole / kPanel<T> * panel_stride;
+  }
+  for (; begin < columns; begin += kPanel<T>, packed += panel_stride) {
     const int64_t width = std::min(kPanel<T>, columns - begin);
     T* to = packed;
     for (int64_t k = 0; k < inner; ++k, to += kPanel<T>) {
       const S* from = b + k * row_stride + begin * column_stride;
-      if constexpr (std::is_same_v<S, T>) {
-        if (width == kPanel<T> && column_stride == 1) {
-          std::memcpy(to, from, kPanel<T> * sizeof(T));
-          continue;
-        }
-      }
       for (int64_t column = 0; column < width; ++column) {
         to[column] = Value(from[column * column_stride]);
       }
