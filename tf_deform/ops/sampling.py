@@ -21,7 +21,7 @@ INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
 _MOST_IN_CELL = 16  # numbers at the corners of a cell
 AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
-_TOGETHER = 2**26  # bytes of the terms of samples; above this they are scattered in turns
+_TOGETHER = 2**27  # bytes of the terms of samples; above this they are scattered in turns
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
