@@ -56,7 +56,8 @@ compiled.loading compiled.proof
 compiled.*
 compiled
 ops.validation ops.symbolic
-ops.gathering ops.tables ops.turns
+ops.tables ops.turns
+ops.gathering
 ops.sampling
 ops.bins ops.correlation ops.deformable_conv ops.displacement
 ops.regions

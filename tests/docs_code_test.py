@@ -104,7 +104,7 @@ def compile_adaptive(folder):
 
 
 def train_adaptive(folder):
-    pooling = tfd.layers.RoIAlign(2, sampling_ratio=0)
+    pooling = tfd.layers.RoIAlign(2, sampling_ratio=0, reduction="max")
 
     @tf.function(jit_compile=True)
     def gradient(features, boxes):

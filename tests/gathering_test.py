@@ -8,10 +8,10 @@ from tf_deform.ops import gathering
 ROWS, N = 5, 7
 
 
-@pytest.fixture(params=[(1, 3), (2, 16), (5, 3)], ids="{0[0]} terms, {0[1]} channels".format)
+@pytest.fixture(params=[(1, 3), (2, 16), (9, 14)], ids="{0[0]} terms, {0[1]} channels".format)
 def form(request, rng):
     """The table, index, weights and values of the trilinear form."""
-    terms, channels = request.param  # sums over 16 channels are made of sums of lanes
+    terms, channels = request.param  # of 16 or 14 channels there are sums in lanes; 9 take turns
     return (
         tf.constant(rng.normal(size=[ROWS, channels])),
         tf.constant(rng.integers(0, ROWS, [terms, N])),
@@ -149,3 +149,34 @@ def test_no_cells_of_no_rows_are_an_empty_sum():
     index = tf.zeros([0], tf.int32)
     found = gathering.gather_cells(tf.zeros([0, 2]), STEPS, index, tf.zeros([0, 3]), index)
     assert found.shape == (0, 2)
+
+
+@pytest.mark.parametrize("channels", [0, 2])
+def test_many_terms_of_free_sizes_and_nothing(channels, rng):
+    terms = 9
+    table = tf.constant(rng.normal(size=[ROWS, channels]))
+    index = tf.constant(rng.integers(0, ROWS, [terms, N]))
+    values = tf.constant(rng.normal(size=[N, channels]))
+    free = tf.function(
+        gathering.gather_dot,
+        input_signature=[
+            tf.TensorSpec([None, None], tf.float64),
+            tf.TensorSpec([terms, None], tf.int64),
+            tf.TensorSpec([None, None], tf.float64),
+        ],
+    )
+    for length in (N, 0):
+        given = index[:, :length], values[:length]
+        expected = np.einsum("nc,jnc->jn", given[1], table.numpy()[given[0].numpy()])
+        for found in (free(table, *given), gathering.gather_dot(table, *given)):
+            assert found.shape == expected.shape
+            assert np.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_terms_together_are_added_as_those_in_turns(form):
+    table, index, weights, _ = form
+    one, other = (
+        gradients(lambda t: gathering.gather_sum(t, index, weights, index, together), table)  # noqa: B023
+        for together in (False, True)
+    )
+    assert relative_error(one[0], other[0]) < TOLERANCE["float64"]

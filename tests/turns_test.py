@@ -167,3 +167,13 @@ def test_training_pools_of_many_regions_takes_a_few_times_their_size(rng):
     pooled = lambda features: ops.roi_align(features, boxes, index, 7, sampling_ratio=2)  # noqa: E731
     training = tf.function(all_of(pooled), jit_compile=True, autograph=False)
     assert peak(lambda: training(features)) < 10 * 4 * 600 * 49 * 128  # at once it is 18
+
+
+def test_training_adaptive_pools_keeps_none_of_their_samples(rng):
+    features = tf.constant(rng.normal(size=[1, 60, 80, 32]), tf.float32)
+    corners = rng.uniform(0, 40, [300, 2])
+    boxes = tf.constant(np.concatenate([corners, corners + 20], axis=1), tf.float32)
+    index = tf.zeros([300], tf.int32)
+    pooled = lambda features: ops.roi_align(features, boxes, index, 4, sampling_ratio=0)  # noqa: E731
+    training = tf.function(all_of(pooled), autograph=False)
+    assert peak(lambda: training(features)) < 20 * 4 * 300 * 16 * 32  # kept they are 46

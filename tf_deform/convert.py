@@ -270,5 +270,6 @@ def _warn_of_same(layer):
             remedy = f"padding='valid' after keras.layers.ZeroPadding{len(reach)}D({pads})"
         validation.warn(
             f"layer {layer.name!r} has padding='same' and strides={tuple(layer.strides)}, which "
-            f"pads many sizes differently from PyTorch: its padding={reach[0] // 2} is {remedy} here"
+            "pads many sizes differently from PyTorch: "
+            f"its padding={reach[0] // 2} is {remedy} here"
         )

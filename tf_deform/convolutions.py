@@ -80,8 +80,8 @@ def _last(model, paths):
         )
     if len(last) < BY_DEFAULT:
         warnings.warn(
-            f"the model has fewer than {BY_DEFAULT} convolutions with a kernel larger than 1, apart "
-            f"from its stem: {_listed(paths[layer][0] for layer in last)}",
+            f"the model has fewer than {BY_DEFAULT} convolutions with a kernel larger than 1, "
+            f"apart from its stem: {_listed(paths[layer][0] for layer in last)}",
             stacklevel=4,
         )
     converted = [layer for layer in last if not isinstance(layer, DeformableConv)]

@@ -5,6 +5,7 @@ from typing import NamedTuple, get_args
 
 import tensorflow as tf
 
+from tf_deform import compiled
 from tf_deform.annotations import PoolReduction
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import is_kept, sample_table
@@ -109,8 +110,37 @@ def pool_in_bins(table, index, bins, shape, sampling_ratio, reduction="mean"):
 
 
 def _adaptive_mean(table, bins, index):
-    """Returns the mean of ceil(bin size) samples along each axis, 0 if there are none."""
-    sums, visits = _visited(table, bins, index, 0.0, lambda sums, samples, _: sums + samples)
+    """Returns the mean of ceil(bin size) samples along each axis, 0 if there are none.
+
+    The gradient takes each sample again: a loop's own would keep all of them.
+    """
+    visits = _visits_of(table, bins)
+
+    def sample_at(places, kept, y, x, *maps):
+        moved = bins._replace(y=(y, bins.y[1]), x=(x, bins.x[1]))
+        return _sample_at(table._replace(maps=list(maps)), moved, index, places, kept)
+
+    def summed(*arguments):
+        start = sample_at(*_nowhere(bins), *arguments) + 0.0
+        return _visited(visits, start, lambda sums, *visit: sums + sample_at(*visit, *arguments))
+
+    @tf.custom_gradient
+    def summed_again(*arguments):
+        def gradient(upstream):
+            def add(found, *visit):
+                copies = [tf.identity(each) for each in arguments]
+                with tf.GradientTape() as tape:
+                    tape.watch(copies)
+                    samples = sample_at(*visit, *copies)
+                new = tape.gradient(samples, copies, upstream, unconnected_gradients="zero")
+                return [old + each for old, each in zip(found, new, strict=True)]
+
+            return _visited(visits, [tf.zeros_like(each) for each in arguments], add)
+
+        return summed(*arguments), gradient
+
+    call = summed if compiled.traced_for_export() else summed_again
+    sums = call(bins.y[0], bins.x[0], *table.maps)
     count = tf.reshape(visits.y.count * visits.x.count, [-1, 1, 1])  # [rois, 1, 1]
     return sums / tf.cast(tf.maximum(count, 1), sums.dtype)
 
@@ -118,13 +148,17 @@ def _adaptive_mean(table, bins, index):
 def _adaptive_max(table, bins, index):
     """Returns the maximum of ceil(bin size) samples along each axis, 0 if there are none."""
     lowest = -float("inf")
+    visits = _visits_of(table, bins)
 
-    def join(largest, samples, kept):
+    def join(largest, places, kept):
+        samples = _sample_at(table, bins, index, places, kept)
         # By numbers: LiteRT has no logical operator of five axes.
         kept = _by_bin(math.prod(tf.cast(keep, samples.dtype) for keep in kept))
         return tf.maximum(largest, tf.where(kept[..., 0] > 0, samples, lowest))
 
-    largest, visits = _visited(table, bins, index, lowest, join)
+    # It depends on all inputs, whose gradients exist even if no sample is visited.
+    start = _sample_at(table, bins, index, *_nowhere(bins)) + lowest
+    largest = _visited(visits, start, join)
     seen = tf.expand_dims(visits.y.seen, 2) * tf.expand_dims(visits.x.seen, 1)
     seen = tf.reshape(seen, [*validation.sizes(largest)[:2], 1])  # [rois, bins, 1]
     count = tf.reshape(visits.y.count * visits.x.count, [-1, 1, 1])  # [rois, 1, 1]
@@ -133,43 +167,50 @@ def _adaptive_max(table, bins, index):
     return tf.where(count > 0, largest, 0)
 
 
-def _visited(table, bins, index, start, join):
-    """Returns `[rois, bins, channels]`, the samples of bins joined one at a time, and the visits.
+def _sample_at(table, bins, index, places, kept):
+    """Returns `[rois, bins, channels]`: a sample of each bin, 0 unless both axes are kept."""
+    axes = zip(kept, points_in(bins, places), strict=True)
+    # The point is moved, not the place: a step of 0 would leave it inside.
+    points = [_by_bin(tf.where(keep, axis, _OUTSIDE)) for keep, axis in axes]
+    return _sum_in_bins(table, points, index, rule="roi")
 
-    Only the samples that can lie in the features are visited, however large a box is. Boxes have
-    different numbers of them: join(joined, samples, kept) is also given for each axis where they
-    are a box's own; elsewhere they are 0.
+
+def _nowhere(bins):
+    """Returns places that are not kept."""
+    return [tf.zeros([], bins.y[0].dtype)] * 2, [False, False]
+
+
+def _visited(visits, start, join):
+    """Returns what join(joined, places, kept) has made of `start` after all visits.
+
+    Only the samples that can lie in the features are visited, however large a box is, one of each
+    bin at a time. Boxes have different numbers of them: for each axis `kept` is where the places
+    are a box's own.
     """
-    reach = _reach(bins, table)
-    visits = _VisitsOfAxes(
-        *(_visits(*axis, *ends) for axis, ends in zip(bins[:2], reach, strict=True))
-    )
     columns = visits.x.most
 
-    def sample_at(places, kept):
-        axes = zip(kept, points_in(bins, places), strict=True)
-        # The point is moved, not the place: a step of 0 would leave it inside.
-        points = [_by_bin(tf.where(keep, axis, _OUTSIDE)) for keep, axis in axes]
-        return _sum_in_bins(table, points, index, rule="roi")
-
-    def join_sample(number, joined):
+    def join_next(number, joined):
         places, kept = [], []
         turns = (number // columns, number % columns)
         for visit, turn in zip(visits, turns, strict=True):
             nth = visit.first + tf.cast(turn, visit.first.dtype)
             places.append((nth + 0.5) / tf.maximum(visit.count, 1))
             kept.append(nth <= visit.last)
-        return number + 1, join(joined, sample_at(places, kept), kept)
+        return number + 1, join(joined, places, kept)
 
-    # It depends on all inputs, whose gradients exist even if no sample is visited.
-    nowhere = sample_at([tf.zeros([], bins.y[0].dtype)] * 2, [False, False])
-    _, joined = tf.while_loop(
+    return tf.while_loop(
         lambda number, _: number < visits.y.most * columns,
-        join_sample,
-        (0, nowhere + start),
+        join_next,
+        (0, start),
         parallel_iterations=1,
+    )[1]
+
+
+def _visits_of(table, bins):
+    reach = _reach(bins, table)
+    return _VisitsOfAxes(
+        *(_visits(*axis, *ends) for axis, ends in zip(bins[:2], reach, strict=True))
     )
-    return joined, visits
 
 
 def _reach(bins, table):

@@ -14,12 +14,13 @@ import tensorflow as tf
 
 from tf_deform import compiled
 from tf_deform.ops import validation
+from tf_deform.ops.turns import loop
 
-_AT_ONCE = 4  # terms: those of a bilinear sample
+_CORNERS = 8  # terms of a sample, at most
 _LANES = 8  # what a vector of 256 bits holds in float32
 
 
-def gather_sum(table, index, weights, gradient_index, few=False):
+def gather_sum(table, index, weights, gradient_index, together=False):
     """Returns the weighted sums of table rows: sum over j of weights[j, n] * table[index[j, n]].
 
     Args:
@@ -27,7 +28,8 @@ def gather_sum(table, index, weights, gradient_index, few=False):
         index: `[terms, n]` int32 or int64 rows of the table.
         weights: `[terms, n]` in float32 or float64, the dtype of the sum.
         gradient_index: like `index`: the rows that gradients see, where those differ.
-        few: whether n is not much larger than the number of rows; only speed depends on it.
+        together: whether the table's gradient adds all terms at once, which holds a buffer for each
+            but is faster where n is not much larger than the number of rows.
 
     Returns:
         `[n, channels]` in the dtype of `weights`.
@@ -52,7 +54,7 @@ def gather_sum(table, index, weights, gradient_index, few=False):
             if saved:
                 table_gradient = _scattered(weights, gradient_index, upstream, rows)
             else:
-                table_gradient = scatter_sum(weights, gradient_index, upstream, rows, few)
+                table_gradient = scatter_sum(weights, gradient_index, upstream, rows, together)
             return tf.cast(table_gradient, table.dtype), weight_gradient
 
         return total, gradient
@@ -112,20 +114,34 @@ def gather_dot(table, index, values):
 
 
 def _dots(table, index, values):
-    """Adds up every eighth channel, then the rest of all terms together.
+    """Adds up the channels of a lane, then the lanes of all terms together.
 
     XLA adds in the given order, which only side by side makes vectors; it would turn two sums of
-    one term into one.
+    one term into one. Side by side, it holds a buffer for each of many terms: those are in turns.
     """
-    parts: list[tf.Tensor] = []
-    for term in range(index.shape[0]):
-        with _after(*parts[-1:]):
-            rows = tf.cast(tf.gather(table, index[term]), values.dtype)  # [n, channels]
-        parts.append(_sum_lanes(rows * values))
-    return tf.reduce_sum(tf.stack(parts), axis=-1)
+    terms = index.shape[0]
+
+    def sums(rows):
+        return _sum_lanes(tf.cast(tf.gather(table, rows), values.dtype) * values)
+
+    if terms > _CORNERS:
+        shape = [values.shape[0], _lanes(values.shape[1])]
+        found = tf.TensorArray(values.dtype, terms, element_shape=shape)
+
+        def add(term, found):
+            return [found.write(term, sums(tf.gather(index, term)))]
+
+        parts = loop(terms, add, [found])[0].stack()
+    else:
+        each: list[tf.Tensor] = []
+        for term in range(terms):
+            with _after(*each[-1:]):
+                each.append(sums(index[term]))
+        parts = tf.stack(each)
+    return tf.reduce_sum(parts, axis=-1)
 
 
-def scatter_sum(weights, index, values, rows, few=False):
+def scatter_sum(weights, index, values, rows, together=False):
     """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n]."""
 
     @tf.custom_gradient
@@ -133,25 +149,26 @@ def scatter_sum(weights, index, values, rows, few=False):
         def gradient(upstream):
             return (
                 gather_dot(upstream, index, values),
-                gather_sum(upstream, index, weights, index, few),
+                gather_sum(upstream, index, weights, index, together),
             )
 
-        return _scattered(weights, index, values, rows, few), gradient
+        return _scattered(weights, index, values, rows, together), gradient
 
     return summed(weights, values)
 
 
-def _scattered(weights, index, values, rows, few=False):
-    """Adds several terms at once if they are few: a sum takes time for every row of the table."""
-    step, total = _AT_ONCE if few else 1, None
-    for first in range(0, index.shape[0], step):
-        several = slice(first, first + step)
-        with _after(total):
-            terms = tf.expand_dims(weights[several], 2) * values  # [step, n, channels]
+def _scattered(weights, index, values, rows, together=False):
+    """Adds one term after the other: side by side, each would hold a buffer."""
+    if together:
+        terms = tf.expand_dims(weights, 2) * values
         terms = tf.reshape(terms, [-1, *terms.shape[2:]])
-        added = tf.math.unsorted_segment_sum(terms, tf.reshape(index[several], [-1]), rows)
-        total = added if total is None else total + added
-    return total
+        return tf.math.unsorted_segment_sum(terms, tf.reshape(index, [-1]), rows)
+
+    def add(term, total):
+        spread = tf.expand_dims(tf.gather(weights, term), 1) * values  # [n, channels]
+        return [total + tf.math.unsorted_segment_sum(spread, tf.gather(index, term), rows)]
+
+    return loop(index.shape[0], add, [tf.zeros([rows, values.shape[1]], values.dtype)])[0]
 
 
 def _after(*tensors):
@@ -160,8 +177,15 @@ def _after(*tensors):
 
 
 def _sum_lanes(products):
-    """Returns `[n, 8]`, sums over every eighth channel, or all channels if they are not so many."""
-    channels = products.shape[-1]
-    if not channels or channels % _LANES:
+    """Returns `[n, lanes]`: the sum of the channels that are dealt out to each lane."""
+    channels = products.shape[1]
+    if not channels:  # none, or unknown
         return products
-    return tf.reduce_sum(tf.reshape(products, [-1, channels // _LANES, _LANES]), axis=1)
+    lanes = _lanes(channels)
+    return tf.reduce_sum(tf.reshape(products, [-1, channels // lanes, lanes]), axis=1)
+
+
+def _lanes(channels):
+    """Returns the most lanes that the channels can be dealt out to evenly."""
+    fitting = (lanes for lanes in range(1, _LANES + 1) if channels and channels % lanes == 0)
+    return max(fitting, default=channels)

@@ -15,12 +15,13 @@ from tf_deform.ops import validation
 from tf_deform.ops.gathering import gather_cells, gather_sum
 from tf_deform.ops.symbolic import operator
 from tf_deform.ops.tables import Table
-from tf_deform.ops.turns import sum_slices
+from tf_deform.ops.turns import exceed, sum_slices
 
 INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
 _MOST_IN_CELL = 16  # numbers at the corners of a cell
 AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
+_TOGETHER = 2**27  # bytes of the terms of samples; above this they are scattered in turns
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
@@ -435,10 +436,11 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
     rows = tf.stack([row for row, _ in terms])  # [terms, points, rows, queries, groups]
     seen = rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows.dtype), rows)
     count = math.prod(rows.shape[: 1 if apart else 2])
+    samples = [*validation.sizes(rows)[2:4], table.channels, len(terms)]
     return gather_sum(
         padded,
         tf.reshape(seen, [count, -1]),
         tf.reshape(product, [count, -1]),
         tf.reshape(rows, [count, -1]),
-        few=rows.shape[1] == 1,
+        together=rows.shape[1] == 1 and not exceed(_TOGETHER, samples),
     )

@@ -34,7 +34,7 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
     pairs = zip(axes, arguments, strict=True)
     count = next(each.shape[axis] for axis, each in pairs if axis is not None)
     everything = functools.partial(form, tf.range(count))
-    if count == 1 or compiled.traced_for_export() or not _exceed(limit, samples):
+    if count == 1 or compiled.traced_for_export() or not exceed(limit, samples):
         return everything(*arguments)
 
     def slices(turn, arguments):
@@ -80,7 +80,7 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
     return total(*arguments)
 
 
-def _exceed(limit, samples):
+def exceed(limit, samples):
     """Returns whether so many samples take more bytes; unknown sizes other than the batch do."""
     batch, *rest = samples
     if not validation.is_static(*rest):
