@@ -92,3 +92,9 @@ def fill(axes, image, box=None):
     left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
     axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
     axes.set_aspect("auto")
+
+
+def frame(axes, colour):
+    """Draws a frame within the axes, which tells what in another panel they belong to."""
+    place = {"transform": axes.transAxes, "fill": False}
+    axes.add_patch(matplotlib.patches.Rectangle((0, 0), 1, 1, ec=colour, lw=3, **place))

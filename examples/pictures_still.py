@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pictures_data as data
 import tensorflow as tf
-from pictures_canvas import GAP, WIDTH, Canvas, fill, show
+from pictures_canvas import GAP, WIDTH, Canvas, fill, frame, show
 
 import tf_deform as tfd
 from tf_deform import drawing, visualization
@@ -16,14 +16,15 @@ def roi_align():
     """Regions of a photograph of different sizes become grids of one size."""
     canvas = Canvas()
     image = data.part("hopper", (460, 385), (70, 30, 455, 490))
-    boxes = np.float32([[[95, 140, 275, 320], [126, 2, 206, 82]]])
-    layer = tfd.layers.RoIAlign(10)
+    boxes = np.float32([[[95, 140, 275, 320], [196, 2, 306, 112]]])
+    layer = tfd.layers.RoIAlign(12)
     large, squares = canvas.column(2)
     for roi, (square, colour) in enumerate(zip(squares, SMALL_TO_LARGE, strict=False)):
         inputs = image[None], boxes
         options = {"roi": roi, "colour": colour, "numbered": False}
         visualization.plot_bins(data.muted(image), layer, inputs, ax=large, **options)
         show(square, layer(*inputs)[0, roi], smooth=False)
+        frame(square, colour)
     fill(large, image)
     return canvas
 

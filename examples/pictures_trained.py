@@ -99,8 +99,11 @@ def deformable_pooling(layer, arguments, scenes, outputs):
     index = chosen(scenes, -right - seen)
     canvas = Canvas()
     axes, image = canvas.whole(), scenes.images[index]
-    visualization.plot_bins(image, *of_image(layer, one(arguments, index)), ax=axes)
-    fill(axes, image)
+    layer, own = of_image(layer, one(arguments, index))
+    visualization.plot_bins(image, layer, own, ax=axes)
+    moved = layer.sampling_boxes(*own)[0, 0].numpy().reshape(-1, 4)
+    outline = np.concatenate([moved, own[1][0, :1]])
+    fill(axes, image, widened((*outline[:, :2].min(0), *outline[:, 2:].max(0)), WIDTH / HEIGHT))
     return canvas
 
 

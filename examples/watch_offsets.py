@@ -1,6 +1,6 @@
 """Shows what OffsetMonitor reports of trainings that go well, and of some that do not.
 
-    python examples/watch_offsets.py    # a table, in some minutes; --quick in one
+    python examples/watch_offsets.py    # a table, in ten minutes; --quick in one
 
 The deformable network of `make demo` learns to read turned, moved and scaled digits, each time with
 other options of its deformable convolution, whose inputs have 8 x 8 pixels. Offsets are measured on
@@ -37,7 +37,7 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="trains for a moment only")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each (default: 3)")
     options = parser.parse_args(arguments)
-    trainings = distorted_digits.parse(["--quick", "--data", "digits"])
+    trainings = distorted_digits.parse(["--data", "digits"])
     if options.quick:
         trainings.epochs, trainings.draws, options.seeds = 2, 1, 1
     print("| | offset_magnitude | out_of_bounds | dead_offsets | test error in % |")
