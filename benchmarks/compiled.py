@@ -25,7 +25,7 @@ which TensorFlow leaves the forward pass out: its ratio is lower. Memory is how 
 the peak of the process's resident memory, beyond its outputs and gradients: the kernels' buffers
 are not TensorFlow's. Scaling is the time a pixel at 1 to 16 times the batch and the area, over that
 at once. The results are written to benchmarks/results/compiled.json, with --keep those of one part,
-beside those of the same commit; those beside other engines to engines.json, from which
+beside what is there; those beside other engines to engines.json, from which
 engines_page.py writes the table of docs/engines.md; those in bfloat16 to bfloat16.json.
 """
 
@@ -101,7 +101,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="three rounds, first shapes only")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--keep", action="store_true", help="write the results of one part")
+    parser.add_argument("--keep", action="store_true", help="write that part, and keep the others")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # one measurement, in its own process
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(common.THREADS)
@@ -113,9 +113,7 @@ def main():
     kept = slice(1) if options.quick else slice(None)
     results = {"hardware": common.hardware(), "commit": common.commit(), "rounds": rounds}
     if options.keep:
-        kept_results = json.loads(RESULTS.read_text())
-        if kept_results["commit"] == results["commit"]:
-            results = kept_results
+        results = {"commits": {}, **json.loads(RESULTS.read_text())}
     parts = {
         "conv": lambda: time_convolutions("convolution", rounds, kept),
         "depthwise": lambda: time_convolutions("depthwise", rounds, kept),
@@ -133,10 +131,14 @@ def main():
         part = parts[name]
         if options.only in (None, name):
             results[name] = part()
+            results.setdefault("commits", {})[name] = common.commit()
     for name in ("engines", "bfloat16"):  # in files of their own
         results.pop(name, None)
     if not options.quick and (options.only is None or options.keep):
-        results["peaks"] = machine.peaks()
+        known = results.get("peaks", {})
+        results["peaks"] = {
+            name: max(each, known.get(name, 0)) for name, each in machine.peaks().items()
+        }
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         print(f"\nwritten to {RESULTS}")

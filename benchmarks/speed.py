@@ -133,7 +133,10 @@ def _by_shape(results, operators):
         ]
         for shape in results[next(iter(operators))]
     ]
-    return _table(["shape", *head], lines) + "\n\n" + _run(results)
+    runs = dict.fromkeys(_run(results, operator) for operator in operators)
+    if len(runs) > 1:
+        runs = [f"Over {operators[each]}: {_run(results, each)}" for each in operators]
+    return _table(["shape", *head], lines) + "\n\n" + "\n\n".join(runs)
 
 
 def _depthwise(results):
@@ -150,7 +153,7 @@ def _depthwise(results):
         for name in PASSES
         for text in ("over `tf.nn.depthwise_conv2d`", "ms", "arithmetic alone, ms")
     ]
-    return _table(["shape", *head], lines) + "\n\n" + _run(results) + " " + _peaks(results)
+    return _table(["shape", *head], lines) + "\n\n" + _run(results, "depthwise") + _peaks(results)
 
 
 def _attention(results):
@@ -167,12 +170,12 @@ def _attention(results):
         for name, each in results["attention"].items()
     ]
     head = ["maps", "ms", "corners, MiB", "corners, GB/s", "least, MiB", "least, ms"]
-    return _table(head, lines) + "\n\n" + _run(results) + " " + _peaks(results)
+    return _table(head, lines) + "\n\n" + _run(results, "attention") + _peaks(results)
 
 
 def _peaks(results):
     peaks = results["peaks"]
-    return f"At most {peaks['GFLOP/s']:.0f} GFLOP/s and {peaks['GB/s']:.0f} GB/s of memory."
+    return f" At most {peaks['GFLOP/s']:.0f} GFLOP/s and {peaks['GB/s']:.0f} GB/s of memory."
 
 
 def _portable(results, operator):
@@ -199,11 +202,12 @@ def _ratio(value):
     return f"{value:.2f}"
 
 
-def _run(results):
+def _run(results, part=None):
     hardware = results["hardware"]
+    commit = results.get("commits", {}).get(part, results["commit"])
     return (
         f"{hardware['cpu']}, {hardware['threads']} threads, TensorFlow {hardware['tensorflow']}, "
-        f"commit {results['commit'][:7]}, medians of {results['rounds']} rounds."
+        f"commit {commit[:7]}, medians of {results['rounds']} rounds."
     )
 
 
