@@ -166,7 +166,9 @@ def _scattered(weights, index, values, rows, together=False):
 
     def add(term, total):
         spread = tf.expand_dims(tf.gather(weights, term), 1) * values  # [n, channels]
-        return [total + tf.math.unsorted_segment_sum(spread, tf.gather(index, term), rows)]
+        added = tf.math.unsorted_segment_sum(spread, tf.gather(index, term), rows)
+        added.set_shape(total.shape)  # of no rows it is not inferred in a loop
+        return [total + added]
 
     return loop(index.shape[0], add, [tf.zeros([rows, values.shape[1]], values.dtype)])[0]
 
