@@ -512,3 +512,21 @@ def test_poolings_convert_to_litert_with_builtin_operators(rng, name, options):
     arrays = [each.astype(np.float32) for each in (features, boxes, *extra)]
     actual = run_litert(lambda *each: pooling(ops, *each), *arrays)
     assert relative_error(actual, pooling(oracles, *arrays)) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize(("name", "options"), ADAPTIVE)
+def test_xla_compiles_the_gradient_of_adaptive_means(rng, name, options):
+    features, boxes, extra, pooling = build(rng, name, (2, 1), options=options)
+    arguments = [tf.constant(each, tf.float64) for each in (features, *extra)]
+    upstream = rng.normal(size=pooling(ops, features, boxes, *extra).shape)
+
+    def gradient(features, *extra):
+        with tf.GradientTape() as tape:
+            tape.watch([features, *extra])
+            value = tf.reduce_sum(pooling(ops, features, boxes, *extra) * upstream)
+        return tape.gradient(value, [features, *extra], unconnected_gradients="zero")
+
+    compiled = tf.function(gradient, jit_compile=True, autograph=False)(*arguments)
+    for found, expected in zip(compiled, gradient(*arguments), strict=True):
+        assert np.any(expected != 0)
+        assert relative_error(found, expected) < TOLERANCE["float64"]

@@ -31,7 +31,7 @@ class RegionPooling(Layer):
         pass
 
     def _set_sampling_ratio(self, sampling_ratio: int) -> None:
-        """Takes an argument; XLA cannot compile what samples adaptively."""
+        """Takes an argument; XLA cannot compile the gradient of maxima that are adaptive."""
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
         self.supports_jit = self.supports_jit and sampling_ratio > 0
@@ -87,7 +87,7 @@ class RoIPooling(RegionPooling):
         spatial_scale: size of the features divided by the size of the input image, for example
             1 / 16. An eager call warns if all finite boxes lie outside the features.
         sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
-            rounded up; XLA cannot compile the gradient of that.
+            rounded up; Keras then does not compile the model with XLA.
         aligned: False for the older convention, which has no half-pixel shift and makes boxes at
             least one pixel wide.
         bounding_box_format: a format of `keras.utils.bounding_boxes`.

@@ -94,7 +94,7 @@ class RoIAlignRotated(RegionPooling):
         spatial_scale: size of the features divided by the size of the input image, for example
             1 / 16. An eager call warns if all finite boxes lie outside the features.
         sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
-            rounded up; XLA cannot compile the gradient of that.
+            rounded up; Keras then does not compile the model with XLA.
         aligned: False for the older convention, which has no half-pixel shift and makes boxes at
             least one pixel wide.
         angle_unit: "radians", as in mmcv, or "degrees", as in detectron2.

@@ -3,8 +3,8 @@
 Like the functions of `keras.ops`, they also take KerasTensors. They are then nodes of a Functional
 model, and are saved with it. Two things differ from the layers. A variable that is given to a
 function is saved as a constant and not trained. And Keras asks only layers whether XLA can compile
-them. XLA cannot compile the gradient of `sampling_ratio=0`: use the layer, or
-`compile(jit_compile=False)`.
+them. XLA cannot compile the gradient of `sampling_ratio=0` with `reduction="max"`: use the layer,
+or `compile(jit_compile=False)`.
 """
 
 from tf_deform.ops.correlation import correlation

@@ -49,8 +49,8 @@ def roi_align(
         spatial_scale: size of the features divided by the size of the input image, above 0; a
             number or a scalar tensor.
         sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
-            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
-            second derivative.
+            rounded up. XLA cannot compile the gradient of such a maximum, and inside a tf.function
+            it has no second derivative.
         aligned: True puts the centre of pixel p of the input image at p + 0.5, as in continuous
             coordinates. False is the older convention without this half pixel, which also makes
             boxes at least one pixel wide.
@@ -118,8 +118,8 @@ def roi_align_rotated(
         spatial_scale: size of the features divided by the size of the input image, above 0; a
             number or a scalar tensor.
         sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
-            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
-            second derivative.
+            rounded up. XLA cannot compile the gradient of such a maximum, and inside a tf.function
+            it has no second derivative.
         aligned: True puts the centre of pixel p of the input image at p + 0.5, as in continuous
             coordinates. False is the older convention without this half pixel, which also makes
             boxes at least one pixel wide.
@@ -190,8 +190,8 @@ def multi_scale_roi_align(
         scales: for each level, the size of the features divided by the size of the input image;
             numbers above 0, each half of the one before.
         sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
-            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
-            second derivative.
+            rounded up. XLA cannot compile the gradient of such a maximum, and inside a tf.function
+            it has no second derivative.
         aligned: True puts the centre of pixel p of the input image at p + 0.5, as in continuous
             coordinates. False is the older convention without this half pixel, which also makes
             boxes at least one pixel wide.

@@ -46,8 +46,7 @@ def ps_roi_align(
         spatial_scale: size of the features divided by the size of the input image, above 0; a
             number or a scalar tensor.
         sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
-            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
-            second derivative.
+            rounded up.
 
     Returns:
         Means in the dtype of `features`. The centre of pixel p of the input image is at p + 0.5.
@@ -113,8 +112,7 @@ def deformable_roi_pool(
         spatial_scale: size of the features divided by the size of the input image, above 0; a
             number or a scalar tensor.
         sampling_ratio: samples in each bin along each axis. 0 takes as many as a bin has pixels,
-            rounded up; XLA cannot compile the gradient of that, and inside a tf.function it has no
-            second derivative.
+            rounded up.
         gamma: an offset of 1 moves a bin by this share of the box's size; a number or a scalar
             tensor.
 
