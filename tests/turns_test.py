@@ -169,6 +169,22 @@ def test_training_pools_of_many_regions_takes_a_few_times_their_size(rng):
     assert peak(lambda: training(features)) < 10 * 4 * 600 * 49 * 128  # at once it is 18
 
 
+def test_training_a_transformer_of_a_large_image_holds_one_corner_at_a_time(rng):
+    image, upstream = (tf.constant(rng.normal(size=[1, 512, 512, 64]), tf.float32) for _ in "iu")
+    theta = tf.constant([[[0.9, 0.1, 0.05], [-0.1, 0.9, -0.05]]])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def training(image, theta):
+        with tf.GradientTape() as tape:
+            tape.watch([image, theta])
+            out = ops.grid_sample(image, ops.affine_grid(theta, (512, 512)))
+        with tf.control_dependencies([out]):
+            given = tf.identity(upstream)
+        return out, tape.gradient(out, [image, theta], given)
+
+    assert peak(lambda: training(image, theta)) < 6 * 4 * math.prod(image.shape)  # at once it is 8
+
+
 def test_training_adaptive_pools_keeps_none_of_their_samples(rng):
     features = tf.constant(rng.normal(size=[1, 60, 80, 32]), tf.float32)
     corners = rng.uniform(0, 40, [300, 2])
