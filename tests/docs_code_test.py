@@ -172,6 +172,11 @@ def message_of(provoke, folder):
     )
 
 
+def test_the_version_that_a_page_shows_is_this_one():
+    text = (doc_code.DOCS / "troubleshooting.md").read_text()
+    assert re.findall(r"^tf_deform ([\d.]+)$", text, flags=re.M) == [tfd.__version__]
+
+
 def test_quoted_messages_are_those_that_appear(tmp_path):
     text = (doc_code.DOCS / "troubleshooting.md").read_text()
     quoted = "".join(re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE))

@@ -16,6 +16,7 @@ NAME = "pathlib.Path('dist', 'tf_deform-' + version"
 FILES = {
     "CHANGELOG.md": "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- A layer.\n",
     "tf_deform/__init__.py": '__version__ = "0.1.0"\n',
+    "docs/troubleshooting.md": "```console\n$ python -m tf_deform info\ntf_deform 0.1.0\n```\n",
     ".gitignore": "build/\ndist/\n__pycache__/\n",
     # Run as `python -m` in the repository, these come before what is installed.
     "pytest.py": STUB.format(step="pytest"),
@@ -82,10 +83,12 @@ def test_a_release_is_one_commit_and_the_files(repository):
     assert len(git(repository, "worktree", "list").splitlines()) == 1
     assert git(repository, "show", "--name-only", "--format=").split() == [
         "CHANGELOG.md",
+        "docs/troubleshooting.md",
         "tests/goldens/releases/0.2.0/a.npz",
         "tf_deform/__init__.py",
     ]
     assert (repository / "tf_deform/__init__.py").read_text() == '__version__ = "0.2.0"\n'
+    assert "\ntf_deform 0.2.0\n" in (repository / "docs/troubleshooting.md").read_text()
     changelog = (repository / "CHANGELOG.md").read_text()
     sections = r"## \[Unreleased\]\n\n## \[0\.2\.0\] - \d{4}-\d\d-\d\d\n\n### Added\n\n- A layer"
     assert re.search(sections, changelog)

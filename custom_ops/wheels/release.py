@@ -2,10 +2,10 @@
 
     make release VERSION=0.2.0
 
-The commit sets the version, closes the changelog's unreleased section and adds what this version
-saves and returns to tests/goldens/releases. All is made in a temporary working tree of Git and
-taken over at the end: what fails leaves the branch, the files and dist as they were. Nothing is
-uploaded.
+The commit sets the version, also where a page shows it, closes the changelog's unreleased section
+and adds what this version saves and returns to tests/goldens/releases. All is made in a temporary
+working tree of Git and taken over at the end: what fails leaves the branch, the files and dist as
+they were. Nothing is uploaded.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).parents[2]
 BUILD = ("custom_ops/wheels/build.py",)  # writes the archive of the sources and the wheels to dist
 VERSION = pathlib.Path("tf_deform", "__init__.py")
+PAGE = pathlib.Path("docs", "troubleshooting.md")  # shows what `python -m tf_deform info` prints
 CHANGELOG = pathlib.Path("CHANGELOG.md")
 UNRELEASED = "## [Unreleased]\n"
 
@@ -78,8 +79,12 @@ def make(version):
 
 def _write(tree, version):
     """Writes the version and the date into the tree."""
-    path = tree / VERSION
-    path.write_text(re.sub(r'(__version__ = )".*"', rf'\g<1>"{version}"', path.read_text()))
+    for name, pattern in (
+        (VERSION, r'(?<=^__version__ = ")[^"]*'),
+        (PAGE, r"(?<=^tf_deform )[\d.]+$"),
+    ):
+        path = tree / name
+        path.write_text(re.sub(pattern, version, path.read_text(), flags=re.M))
     today = datetime.datetime.now(datetime.timezone.utc).date()
     path = tree / CHANGELOG
     heading = f"{UNRELEASED}\n## [{version}] - {today}\n"
