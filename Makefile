@@ -70,7 +70,7 @@ docs-serve: docs ## build the site and serve it on port 8000
 guides: $(VENV)/.has-guides ## run the guides that have changed (ARGS="NAME", ARGS=--quick: all of them shortened)
 	@$(RUN) docs/site/guides.py $(ARGS)
 
-test: ops ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
+test: ops $(DOCS_STAGE:docs=$(VENV)/.has-docs) ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
 	@echo "==> Running the tests in $(WORKERS) processes (some twenty minutes on two cores)"
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 

@@ -45,8 +45,13 @@ MODES = {
     "jit": functools.partial(tf.function, jit_compile=True),
 }
 
-# Needs packages of its own: `make test-accelerate`.
-collect_ignore = [] if importlib.util.find_spec("keras_hub") else ["accelerate_packages_test.py"]
+# Need packages of their own: `make test-accelerate` installs those of the former, and `make test`
+# those of the latter from Python 3.11 on, which Sphinx needs.
+collect_ignore = [
+    name
+    for name, package in (("accelerate_packages_test.py", "keras_hub"), ("site_test.py", "sphinx"))
+    if not importlib.util.find_spec(package)
+]
 
 hypothesis.settings.register_profile(
     "repeatable",

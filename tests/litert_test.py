@@ -29,7 +29,7 @@ def converted(layer, shapes):
 
 
 def run(content, arguments, *, empty=False):
-    """Returns what the interpreter makes of the arguments, which it is resized to.
+    """Returns what the interpreter makes of the arguments, of what is empty its shape.
 
     LiteRT's delegate XNNPACK refuses empty inputs of a grouped convolution and of a 1-D one, of
     Keras's own too: the interpreter's own kernels take them.
@@ -49,14 +49,17 @@ def run(content, arguments, *, empty=False):
     for detail, array in zip(details, arrays, strict=True):
         interpreter.set_tensor(detail["index"], array)
     interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    (output,) = interpreter.get_output_details()
+    if empty:  # the interpreter of TensorFlow 2.16 hands out nothing that is empty
+        return output["shape"]
+    return interpreter.get_tensor(output["index"])
 
 
 def assert_runs_empty(content, layer, arguments):
     """Asserts the shape of what comes out: Keras's pooling has no maximum of nothing to compare."""
     shapes = map_shapes(lambda each: each, tf.nest.map_structure(lambda a: a.shape, arguments))
     expected = layer.compute_output_shape(*shapes)
-    assert run(content, arguments, empty=True).shape == tuple(expected)
+    assert tuple(run(content, arguments, empty=True)) == tuple(expected)
 
 
 @pytest.mark.parametrize("case", EXPORTED.values(), ids=EXPORTED.keys())
