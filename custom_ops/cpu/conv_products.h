@@ -4,6 +4,7 @@
 #ifndef TF_DEFORM_CUSTOM_OPS_CPU_CONV_PRODUCTS_H_
 #define TF_DEFORM_CUSTOM_OPS_CPU_CONV_PRODUCTS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -35,28 +36,32 @@ class Products {
 
   int64_t packed_size() const { return size_; }
 
-  // Packs the kernel, or its transpose tap by tap.
+  // Packs the kernel, or its transpose tap by tap: in shares, of which small kernels too have some.
   void PackKernel(const Pool& pool, const std::vector<Slice>& slices, const S* kernel,
                   A* packed) const {
+    constexpr int64_t kShare = 64;  // rows of what is packed
     const int64_t filters = plan_.group_filters;
-    const double cost = 2.0 * size_ / slices.size();
-    ParallelFor(
-        pool, slices.size() * plan_.taps, cost / plan_.taps + 1, [&](int64_t first, int64_t last) {
-          for (int64_t each = first; each < last; ++each) {
-            const int64_t tap = each % plan_.taps;
-            for (const Piece& piece : slices[each / plan_.taps].pieces) {
-              const S* from = kernel + plan_.Filters(tap, piece.begin);
-              A* to = packed + piece.packed;
-              if (transposed_) {
-                Pack(from, 1, plan_.sizes.filters, filters, piece.width(), PanelSize(filters),
-                     to + tap * PackedSize<A>(Factors(filters), piece.width()));
-              } else {
-                Pack(from, plan_.sizes.filters, 1, piece.width(), filters,
-                     plan_.taps * PanelSize(piece.width()), to + tap * PanelSize(piece.width()));
-              }
-            }
+    const int64_t rows = transposed_ ? filters : std::min(plan_.group_channels, slices[0].width());
+    const int64_t shares = CeilOfRatio(rows, kShare);
+    const int64_t count = slices.size() * plan_.taps * shares;
+    ParallelFor(pool, count, 2.0 * size_ / count + 1, [&](int64_t first, int64_t last) {
+      for (int64_t each = first; each < last; ++each) {
+        const int64_t tap = each / shares % plan_.taps, begin = each % shares * kShare;
+        for (const Piece& piece : slices[each / shares / plan_.taps].pieces) {
+          const S* from = kernel + plan_.Filters(tap, piece.begin);
+          A* to = packed + piece.packed + PanelSize(begin);
+          const int64_t width = piece.width();
+          if (transposed_) {
+            Pack(from + begin, 1, plan_.sizes.filters, std::min(kShare, filters - begin), width,
+                 PanelSize(filters), to + tap * PackedSize<A>(Factors(filters), width));
+          } else {
+            Pack(from + begin * plan_.sizes.filters, plan_.sizes.filters, 1,
+                 std::min(kShare, width - begin), filters, plan_.taps * PanelSize(width),
+                 to + tap * PanelSize(width));
           }
-        });
+        }
+      }
+    });
   }
 
   // out [count, filters] (+)= columns * kernel.

@@ -825,6 +825,45 @@ void TestHalvesOfConv() {
   }
 }
 
+// Sums that cancel: each channel is there twice, with opposite signs in the kernel. What is left is
+// what float32 rounded away, of which rounding to 16 bits does not hide how sums were cut.
+template <typename S>
+void TestCancelling() {
+  constexpr int64_t kSize = 24, kPoints = kSize * kSize, kTaps = 9, kHalf = 64, kFilters = 17;
+  ConvSizes z = {};
+  z.rank = 2, z.channels = 2 * kHalf, z.filters = kFilters;
+  z.batch = z.groups = z.deformable_groups = 1;
+  for (int axis = 0; axis < 2; ++axis) {
+    z.space[axis] = z.output[axis] = kSize, z.kernel[axis] = 3;
+    z.strides[axis] = z.dilations[axis] = z.before[axis] = 1;
+  }
+  const auto large = [] {  // 8 to 128: what is left is a normal number of 16 bits
+    constexpr bool kWide = std::is_same_v<S, Bfloat16Bits>;
+    const int64_t exponent = Draw(3, 6) + (kWide ? 127 : 15);
+    return S{static_cast<uint16_t>(exponent << (kWide ? 7 : 10) | Draw(0, kWide ? 127 : 1023))};
+  };
+  std::vector<S> inputs(kPoints * 2 * kHalf), kernel(kTaps * 2 * kHalf * kFilters);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    inputs[i] = i / kHalf % 2 ? inputs[i - kHalf] : large();
+  }
+  for (size_t i = 0; i < kernel.size(); ++i) {
+    kernel[i] = large();
+    if (i / kFilters / kHalf % 2) kernel[i].bits = kernel[i - kHalf * kFilters].bits | 1 << 15;
+  }
+  const auto offset = Normal<float>(kPoints * kTaps * 2), mask = Normal<float>(kPoints * kTaps);
+  std::vector<S> out(kPoints * kFilters), first;
+  for (int threads = 1; threads <= 5; ++threads) {
+    const Pool pool{RunOnThreads, &threads};
+    TfDeformKernels()->of<S>().conv(pool, z, inputs.data(), kernel.data(), offset.data(),
+                                    mask.data(), out.data());
+    if (threads == 1) first = out;
+    Report(!std::memcmp(out.data(), first.data(), out.size() * sizeof(S)),
+           "halves: same bits of sums that cancel", threads);
+  }
+  const int64_t zeros = std::count_if(out.begin(), out.end(), [](S each) { return !each.bits; });
+  Report(2 * zeros < kPoints * kFilters, "halves: sums cancel, but for what is rounded", zeros);
+}
+
 // Sums that lie in the middle of two numbers are rounded to the even one: 1 and a half of what
 // follows it, and the next number and as much.
 template <typename S>
@@ -852,6 +891,7 @@ int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
   TestTies<Float16Bits>();
   TestTies<Bfloat16Bits>();
+  TestCancelling<Float16Bits>(), TestCancelling<Bfloat16Bits>();
   TestErrorsOfBlocks();
   TestBlocks();
   TestMemory<float>(), TestMemory<Float16Bits>(), TestMemory<Bfloat16Bits>();

@@ -26,7 +26,9 @@ constexpr int64_t kBlockRows = 8;  // what 32 registers hold beside as many elem
 constexpr int64_t kBlockRows = kVectorBytes == 64 ? 12 : 6;  // what 32, or 16, registers hold
 #endif
 
-constexpr int64_t kRowsPacked = 4;  // at once: they are read nearly in memory's order
+// How many factors of each column are packed at once: few where rows lie in memory, which is then
+// read nearly in its order, else a cache line.
+constexpr int64_t kRowsPacked = 4, kColumnPacked = 16;
 
 // How many elements b [inner, columns] takes when packed.
 template <typename T>
@@ -34,63 +36,65 @@ int64_t PackedSize(int64_t inner, int64_t columns) {
   return (columns + kPanel<T> - 1) / kPanel<T> * kPanel<T> * inner;
 }
 
-// Packs b [inner, columns], whose rows and columns are so far apart, as [panels, inner, kPanel];
-// what the last panel has too much is 0. Panels are panel_stride apart.
+// Packs kPanel numbers of a row; of pairs with those of the next row, if there is one.
 template <typename S, typename T>
-void Pack(const S* b, int64_t row_stride, int64_t column_stride, int64_t inner, int64_t columns,
-          int64_t panel_stride, T* packed) {
-  int64_t begin = 0;
-  if constexpr (std::is_same_v<S, T>) {
-    const int64_t whole = column_stride == 1 ? columns / kPanel<T> * kPanel<T> : 0;
-    for (int64_t first = 0; first < inner && whole > 0; first += kRowsPacked) {
-      const int64_t last = std::min(first + kRowsPacked, inner);
-      for (int64_t column = 0; column < whole; column += kPanel<T>) {
-        T* to = packed + column / kPanel<T> * panel_stride + first * kPanel<T>;
-        for (int64_t k = first; k < last; ++k, to += kPanel<T>) {
-          std::memcpy(to, b + k * row_stride + column, kPanel<T> * sizeof(T));
-        }
-      }
-    }
-    begin = whole;
-    packed += whole / kPanel<T> * panel_stride;
+inline void PackRow(const S* from, int64_t, bool, T* to) {
+  for (int64_t column = 0; column < kPanel<T>; ++column) to[column] = Value(from[column]);
+}
+inline void PackRow(const Bfloat16Bits* from, int64_t next, bool whole, Pair* to) {
+  constexpr int64_t kLanes = Vector<Pair>::kLanes;
+  for (int64_t column = 0; column < kPanel<Pair>; column += kLanes) {
+    Halves rows[2] = {};
+    std::memcpy(&rows[0], from + column, sizeof rows[0]);
+    if (whole) std::memcpy(&rows[1], from + next + column, sizeof rows[1]);
+    const auto pairs = Paired(rows[0], rows[1]);
+    std::memcpy(to + column, &pairs, sizeof pairs);
   }
-  for (; begin < columns; begin += kPanel<T>, packed += panel_stride) {
-    const int64_t width = std::min(kPanel<T>, columns - begin);
-    T* to = packed;
-    for (int64_t k = 0; k < inner; ++k, to += kPanel<T>) {
-      const S* from = b + k * row_stride + begin * column_stride;
-      for (int64_t column = 0; column < width; ++column) {
-        to[column] = Value(from[column * column_stride]);
-      }
-      std::fill(to + width, to + kPanel<T>, T(0));
+}
+
+// Packs so many numbers of a column, or pairs of them, to the same column of a panel.
+template <typename S, typename T>
+inline void PackColumn(const S* from, int64_t stride, int64_t count, T* to) {
+  for (int64_t k = 0; k < count; ++k) to[k * kPanel<T>] = Value(from[k * stride]);
+}
+inline void PackColumn(const Bfloat16Bits* from, int64_t stride, int64_t count, Pair* to) {
+  for (int64_t k = 0; k < count; k += 2, to += kPanel<Pair>) {
+    if (stride == 1 && k + 1 < count) {
+      std::memcpy(to, from + k, sizeof *to);  // as they lie there
+    } else {
+      const uint32_t next = k + 1 < count ? from[(k + 1) * stride].bits : 0;
+      to->bits = from[k * stride].bits | next << 16;
     }
   }
 }
 
-// The same for pairs of rows of b, of which there are `inner`; the last may lack its second row.
-inline void Pack(const Bfloat16Bits* b, int64_t row_stride, int64_t column_stride, int64_t inner,
-                 int64_t columns, int64_t panel_stride, Pair* packed) {
-  constexpr int64_t kLanes = Vector<Pair>::kLanes;
-  for (int64_t begin = 0; begin < columns; begin += kPanel<Pair>, packed += panel_stride) {
-    const int64_t width = std::min(kPanel<Pair>, columns - begin);
-    Pair* to = packed;
-    for (int64_t k = 0; k < inner; k += 2, to += kPanel<Pair>) {
-      const Bfloat16Bits* from = b + k * row_stride + begin * column_stride;
-      const int64_t next = k + 1 < inner ? row_stride : 0;
-      const uint32_t kept = next ? 0xffffffff : 0xffff;
-      int64_t column = 0;
-      for (; column_stride == 1 && column + kLanes <= width; column += kLanes) {
-        Halves rows[2];
-        std::memcpy(&rows[0], from + column, sizeof rows[0]);
-        std::memcpy(&rows[1], from + next + column, sizeof rows[1]);
-        const auto pairs = Paired(rows[0], rows[1]) & kept;
-        std::memcpy(to + column, &pairs, sizeof pairs);
+// Packs b [inner, columns], whose rows and columns are so far apart, as [panels, inner, kPanel];
+// what the last panel has too much is 0. Panels are panel_stride apart. Pairs are of two rows; the
+// last may lack its second.
+template <typename S, typename T>
+void Pack(const S* b, int64_t row_stride, int64_t column_stride, int64_t inner, int64_t columns,
+          int64_t panel_stride, T* packed) {
+  const int64_t whole = column_stride == 1 ? columns / kPanel<T> * kPanel<T> : 0;
+  const int64_t at_once = kNumbers<T> * (column_stride == 1 ? kRowsPacked : kColumnPacked);
+  for (int64_t first = 0; first < inner; first += at_once) {
+    const int64_t count = std::min(at_once, inner - first);
+    const S* const from = b + first * row_stride;
+    T* to = packed + first / kNumbers<T> * kPanel<T>;
+    for (int64_t column = 0; column < columns; column += kPanel<T>, to += panel_stride) {
+      if (column < whole) {
+        for (int64_t k = 0; k < count; k += kNumbers<T>) {
+          PackRow(from + k * row_stride + column, row_stride, k + kNumbers<T> <= count,
+                  to + k / kNumbers<T> * kPanel<T>);
+        }
+        continue;
       }
-      for (; column < width; ++column) {
-        const Bfloat16Bits* each = from + column * column_stride;
-        to[column].bits = (each[0].bits | uint32_t{each[next].bits} << 16) & kept;
+      const int64_t width = std::min(kPanel<T>, columns - column);
+      for (int64_t k = 0; k < count && width < kPanel<T>; k += kNumbers<T>) {
+        std::fill_n(to + k / kNumbers<T> * kPanel<T> + width, kPanel<T> - width, T{});
       }
-      std::fill(to + width, to + kPanel<Pair>, Pair{});
+      for (int64_t each = 0; each < width; ++each) {
+        PackColumn(from + (column + each) * column_stride, row_stride, count, to + each);
+      }
     }
   }
 }

@@ -35,6 +35,10 @@ struct Vector {
   typedef T Type __attribute__((vector_size(kVectorBytes)));
   static constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 };
+template <>
+struct Vector<Float16Bits> {};  // they widen as they are read
+template <>
+struct Vector<Bfloat16Bits> {};
 
 template <typename T>
 inline typename Vector<T>::Type Load(const T* from) {
