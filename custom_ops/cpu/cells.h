@@ -25,6 +25,7 @@ struct Cells {
   static constexpr int64_t kLanes = Vector<T>::kLanes;
   typedef double Doubles __attribute__((vector_size(8 * kLanes)));
   typedef uint64_t Integers __attribute__((vector_size(8 * kLanes)));
+  using Flag = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
   // Sets what follows from position and factor.
   void Find(const Space<T, kRank>& space, int64_t count) {
@@ -32,44 +33,79 @@ struct Cells {
     constexpr double kInteger = 0x1.8p52;
     for (int64_t i = 0; i < count; i += kLanes) {
       Lanes along[kRank][2];
+      Flags there[kRank][2];  // pixels on both sides
       const Lanes scale = Load(factor + i);
-      Flags all = IsFinite(scale);
+      Flags all = IsFinite(scale), bits = {};
       Doubles offset = Doubles{} + kInteger;
       for (int axis = 0; axis < kRank; ++axis) {
         const Lanes point = Load(position[axis] + i);
         const Lanes floor = Floor(point);
         along[axis][1] = point - floor;
         along[axis][0] = 1 - along[axis][1];
-        all &= (floor >= 0) & (floor <= space.last[axis]);
+        const Flags near = (point > -1) & (point < space.limit[axis]);
+        there[axis][0] = near & (floor >= 0);
+        there[axis][1] = near & (floor <= space.last[axis]);
+        all &= there[axis][0] & there[axis][1];
         offset += __builtin_convertvector(floor, Doubles) * static_cast<double>(space.stride[axis]);
         Store(fraction[axis] + i, along[axis][1]);
+        for (int side = 0; side < 2; ++side) {
+          along[axis][side] = there[axis][side] ? along[axis][side] : Lanes{};
+        }
       }
 #pragma GCC unroll 8
       for (int corner = 0; corner < kMost; ++corner) {
         Store(weight[corner] + i, CornerWeight<kRank>(corner, along) * scale);
+        Flags flags = Flags{} + (1 << corner);
+        for (int axis = 0; axis < kRank; ++axis) flags &= there[axis][Side<kRank>(corner, axis)];
+        bits |= flags;
       }
       const Integers first =
           reinterpret_cast<Integers>(offset) - reinterpret_cast<Integers>(Doubles{} + kInteger);
       std::memcpy(lower + i, &first, sizeof first);
       std::memcpy(interior + i, &all, sizeof all);
+      std::memcpy(corners + i, &bits, sizeof bits);
     }
   }
 
   // The corners of any point; slow.
   template <bool kSlopes>
-  void Corner(const Space<T, kRank>& space, int64_t i, Corners<T, kRank, kSlopes>* corners) const {
+  void Corner(const Space<T, kRank>& space, int64_t i, Corners<T, kRank, kSlopes>* found) const {
     T point[kRank];
     for (int axis = 0; axis < kRank; ++axis) point[axis] = position[axis][i];
-    FindCorners(point, space, corners);
+    FindCorners(point, space, found);
+  }
+
+  // Sets row[corner][i] to where the row of a corner begins in an image: of one that the sample does
+  // not read, to zeros.
+  template <typename S>
+  void Rows(const Space<T, kRank>& space, int64_t count, const S* image, const S* zeros,
+            const S* (*row)[kSize]) const {
+    constexpr int kLastBit = 8 * sizeof(Flag) - 1;
+    const auto nothing = reinterpret_cast<uintptr_t>(zeros);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Integers first;
+      Flags bits;
+      std::memcpy(&first, lower + i, sizeof first);
+      std::memcpy(&bits, corners + i, sizeof bits);
+      first = first * sizeof(S) + (reinterpret_cast<uintptr_t>(image) - nothing);
+#pragma GCC unroll 8
+      for (int corner = 0; corner < kMost; ++corner) {
+        const Flags reads = bits << (kLastBit - corner) >> kLastBit;
+        const Integers from = first + static_cast<uint64_t>(space.corner[corner]) * sizeof(S);
+        const Integers address = (__builtin_convertvector(reads, Integers) & from) + nothing;
+        std::memcpy(row[corner] + i, &address, sizeof address);
+      }
+    }
   }
 
   alignas(64) T position[kRank][kSize] = {};
   alignas(64) T factor[kSize] = {};  // of the sample
-  // Set by Find. Where all corners exist and the factor is finite, interior is not 0 and lower is
-  // the first one's offset; the weights hold the factor.
+  // Set by Find. The sample reads the corners whose bits are 1 in `corners`, at lower +
+  // space.corner; the weights hold the factor, and are 0 times the factor where it reads nothing.
+  // Where it reads all corners and the factor is finite, interior is not 0.
   alignas(64) T fraction[kRank][kSize], weight[kMost][kSize];
   alignas(64) int64_t lower[kSize];
-  alignas(64) std::conditional_t<sizeof(T) == 4, int32_t, int64_t> interior[kSize];
+  alignas(64) Flag corners[kSize], interior[kSize];
 };
 
 // Whether a sample is NaN whatever it reads: the pixels that it does not read are the number 0, and

@@ -9,40 +9,16 @@
 namespace tf_deform {
 namespace {
 
-// out[c] = sum over the taps of kernel[tap, c] * sample of tap[c]. A tap's sample is the sum over
-// kCount rows: row(tap, i) is where one begins, weight(tap, i) its weight.
-template <int kCount, typename T, typename S, typename Row, typename Weight>
-inline void DepthwiseRows(Row&& row, Weight&& weight, int64_t taps, const S* __restrict__ kernel,
-                          int64_t kernel_stride, int64_t channels, T* __restrict__ out) {
-  using V = typename Vector<T>::Type;
-  constexpr int64_t kLanes = Vector<T>::kLanes;
-  const int64_t rest = ForBlocks<T, 4>(channels, 0, [&](auto vectors, int64_t c) {
-    V total[vectors] = {};
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      V sum[vectors] = {};
-      ForRows<kCount>(0, [&](int64_t i) {
-        const S* from = row(tap, i) + c;
-        const V w = Broadcast<V>(weight(tap, i));
-        for (int j = 0; j < vectors; ++j) sum[j] = MulAdd(Load(from + j * kLanes), w, sum[j]);
-      });
-      const S* factor = kernel + tap * kernel_stride + c;
-      for (int j = 0; j < vectors; ++j) {
-        total[j] = MulAdd(Load(factor + j * kLanes), sum[j], total[j]);
-      }
-    }
-    for (int j = 0; j < vectors; ++j) Store(out + c + j * kLanes, total[j]);
-  });
-  if (rest == channels) return;
-  const Part<T> part(channels - rest);
-  V total = {};
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    V sum = {};
-    ForRows<kCount>(0, [&](int64_t i) {
-      sum = MulAdd(part.Load(row(tap, i) + rest), Broadcast<V>(weight(tap, i)), sum);
-    });
-    total = MulAdd(part.Load(kernel + tap * kernel_stride + rest), sum, total);
-  }
-  part.Store(out + rest, total);
+// Stores the first channels of a sum, fewer than a vector has.
+template <typename T>
+inline void StorePart(const Part<T>& part, int64_t, typename Vector<T>::Type sum, T* to) {
+  part.Store(to, sum);
+}
+template <typename T, typename S>
+inline void StorePart(const Part<T>&, int64_t count, typename Vector<T>::Type sum, S* to) {
+  alignas(64) T wide[Vector<T>::kLanes];
+  Store(wide, sum);
+  Narrow(wide, count, to);
 }
 
 template <typename S, int kRank>
@@ -78,9 +54,10 @@ class Convolution : Taps<S, kRank> {
     const Buffer<A> packed(products.packed_size());
     products.PackKernel(pool, slices, kernel_, packed.get());
     const int64_t size = plan_.ForwardTile();
+    const std::vector<S> zeros(slices[0].width());  // the widest
     const double cost = 1.0 * size * plan_.taps * sizes_.channels * (plan_.group_filters / 16 + 1);
     ParallelFor(pool, CeilOfRatio(plan_.points, size), cost, [&](int64_t begin, int64_t end) {
-      const int64_t width = slices[0].width();  // the widest
+      const int64_t width = zeros.size();
       const int64_t at_once = plan_.template TapsAtOnce<Number>(width);
       const int64_t stride = Plan<T>::template Stride<Number>(at_once * width);
       const Buffer<Number> columns(size * stride);
@@ -92,7 +69,7 @@ class Convolution : Taps<S, kRank> {
         for (const Slice& slice : slices) {
           for (int64_t tap = 0; tap < plan_.taps; tap += at_once) {
             const int64_t taps = std::min(at_once, plan_.taps - tap);
-            SampleTile(first, count, slice, tap, taps, columns.get(), stride);
+            SampleTile(first, count, slice, tap, taps, zeros.data(), columns.get(), stride);
             products.Forward(slice, tap, taps, columns.get(), stride, count, packed.get(), to);
           }
         }
@@ -122,7 +99,7 @@ class Convolution : Taps<S, kRank> {
   // columns: [count, taps, channels of the slice], of which rows are `stride` apart.
   template <typename Number>
   void SampleTile(int64_t first, int64_t count, const Slice& slice, int64_t tap, int64_t taps,
-                  Number* columns, int64_t stride) const {
+                  const S* zeros, Number* columns, int64_t stride) const {
     for (int64_t moved = slice.begin / plan_.moved_channels;
          moved * plan_.moved_channels < slice.end; ++moved) {
       const int64_t begin = std::max(slice.begin, moved * plan_.moved_channels);
@@ -130,7 +107,7 @@ class Convolution : Taps<S, kRank> {
       this->ForChunks(first, count, moved, tap, taps, [&](const Chunk& chunk) {
         const S* image = inputs_ + chunk.image * space_.elements + begin;
         if (tap == 0) this->Prefetch(chunk, inputs_ + begin, width);
-        SampleChunk(chunk, taps, image, width,
+        SampleChunk(chunk, taps, image, zeros, width,
                     columns + (chunk.first - first) * stride + begin - slice.begin, stride,
                     slice.width());
       });
@@ -139,91 +116,92 @@ class Convolution : Taps<S, kRank> {
 
   // columns: [points, taps, width], of which points and taps are so far apart.
   template <typename Number>
-  void SampleChunk(const Chunk& chunk, int64_t taps, const S* __restrict__ image, int64_t width,
+  void SampleChunk(const Chunk& chunk, int64_t taps, const S* image, const S* zeros, int64_t width,
                    Number* __restrict__ columns, int64_t point_stride, int64_t tap_stride) const {
     using V = typename Vector<T>::Type;
     constexpr int64_t kLanes = Vector<T>::kLanes;
     const Found& cells = chunk.cells;
-    int64_t corner[kMost];  // nothing that is called could change it: it stays in registers
-    std::copy_n(space_.corner, kMost, corner);
+    alignas(64) const S* row[kMost][Found::kSize];
+    cells.Rows(space_, chunk.points * taps, image, zeros, row);
     int64_t cell = 0;
     for (int64_t point = 0; point < chunk.points; ++point) {
       Number* to = columns + point * point_stride;
       for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += tap_stride) {
-        if (!cells.interior[cell]) {
-          SampleRow(cells, cell, image, width, to);
-          continue;
-        }
-        const S* from = image + cells.lower[cell];
         V weight[kMost];
-        ForRows<kMost>(0, [&](int64_t i) { weight[i] = Broadcast<V>(cells.weight[i][cell]); });
+        const S* from[kMost];
+        ForRows<kMost>(0, [&](int64_t i) {
+          weight[i] = Broadcast<V>(cells.weight[i][cell]);
+          from[i] = row[i][cell];
+        });
         const int64_t done = ForBlocks<T, 4>(width, 0, [&](auto vectors, int64_t c) {
           V sum[vectors] = {};
           ForRows<kMost>(0, [&](int64_t i) {
-            const S* row = from + corner[i] + c;
             for (int j = 0; j < vectors; ++j) {
-              sum[j] = MulAdd(Load(row + j * kLanes), weight[i], sum[j]);
+              sum[j] = MulAdd(Load(from[i] + c + j * kLanes), weight[i], sum[j]);
             }
           });
           for (int j = 0; j < vectors; ++j) Store(to + c + j * kLanes, sum[j]);
         });
-        if (done < width) SampleRow(cells, cell, image + done, width - done, to + done);
+        if (done == width) continue;
+        const Part<T> part(width - done);
+        V sum = {};
+        ForRows<kMost>(
+            0, [&](int64_t i) { sum = MulAdd(part.Load(from[i] + done), weight[i], sum); });
+        StorePart(part, width - done, sum, to + done);
       }
     }
-  }
-
-  void SampleRow(const Found& cells, int64_t cell, const S* image, int64_t width, T* to) const {
-    Sample(cells, space_, cell, image, width, to);
-  }
-  template <typename Number>
-  void SampleRow(const Found& cells, int64_t cell, const S* image, int64_t width,
-                 Number* to) const {
-    alignas(64) T row[kInnerBytes / sizeof(T)];  // the widest slice
-    Sample(cells, space_, cell, image, width, row);
-    Narrow(row, width, to);
   }
 
   // The channels of a deformable group, from `channel` on. zeros, wide: so many.
   void DepthwiseChunk(const Chunk& chunk, int64_t channel, const S* zeros, T* wide, S* out) const {
-    const Found& cells = chunk.cells;
     const int64_t taps = plan_.taps, width = plan_.moved_channels;
-    const S* image = inputs_ + chunk.image * space_.elements + channel;
     this->Prefetch(chunk, inputs_ + channel, width);
+    const Found& cells = chunk.cells;
+    const S* image = inputs_ + chunk.image * space_.elements + channel;
+    alignas(64) const S* row[kMost][Found::kSize];
+    cells.Rows(space_, chunk.points * taps, image, zeros, row);
     S* to = out + chunk.first * sizes_.filters + channel;
     for (int64_t cell = 0; cell < chunk.points * taps; cell += taps, to += sizes_.filters) {
-      const auto sum = [&](auto&& row, auto&& weight) {
-        DepthwiseRows<kMost>(row, weight, taps, kernel_ + channel, sizes_.filters, width,
-                             SumsOf(to, wide));
-      };
-      if (std::all_of(cells.interior + cell, cells.interior + cell + taps,
-                      [](auto inside) { return inside; })) {
-        sum([&](int64_t tap,
-                int64_t i) { return image + cells.lower[cell + tap] + space_.corner[i]; },
-            [&](int64_t tap, int64_t i) { return cells.weight[i][cell + tap]; });
-      } else {
-        const S* row[Found::kSize * kMost];
-        T weight[Found::kSize * kMost];
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          RowsOf(cells, cell + tap, image, zeros, row + tap * kMost, weight + tap * kMost);
-        }
-        sum([&](int64_t tap, int64_t i) { return row[tap * kMost + i]; },
-            [&](int64_t tap, int64_t i) { return weight[tap * kMost + i]; });
-      }
+      DepthwisePoint(cells, cell, row, kernel_ + channel, SumsOf(to, wide));
       Narrow(SumsOf(to, wide), width, to);
     }
   }
 
-  // Where the rows of a cell's corners begin, and their weights, for all kMost: corners that are
-  // not there read zeros, which make a NaN of a factor that is not finite.
-  void RowsOf(const Found& cells, int64_t cell, const S* image, const S* zeros, const S** row,
-              T* weight) const {
-    Corners<T, kRank, false> corners;
-    cells.Corner(space_, cell, &corners);
-    const int count = corners.reads ? corners.count : 0;
-    for (int i = 0; i < kMost; ++i) {
-      row[i] = i < count ? image + corners.offset[i] : zeros;
-      weight[i] = (i < count ? corners.weight[i] : T(0)) * cells.factor[cell];
+  // out[c] = the sum over a point's taps, from cell `first` on, of kernel times sample, of the
+  // channels of a deformable group. row: where corners begin.
+  void DepthwisePoint(const Found& cells, int64_t first, const S* const (*row)[Found::kSize],
+                      const S* kernel, T* __restrict__ out) const {
+    using V = typename Vector<T>::Type;
+    constexpr int64_t kLanes = Vector<T>::kLanes;
+    const int64_t end = first + plan_.taps, width = plan_.moved_channels, stride = sizes_.filters;
+    const int64_t done = ForBlocks<T, 4>(width, 0, [&](auto vectors, int64_t c) {
+      V total[vectors] = {};
+      const S* factor = kernel + c;
+      for (int64_t cell = first; cell < end; ++cell, factor += stride) {
+        V sum[vectors] = {};
+        ForRows<kMost>(0, [&](int64_t i) {
+          const S* from = row[i][cell] + c;
+          const V w = Broadcast<V>(cells.weight[i][cell]);
+          for (int j = 0; j < vectors; ++j) sum[j] = MulAdd(Load(from + j * kLanes), w, sum[j]);
+        });
+        for (int j = 0; j < vectors; ++j) {
+          total[j] = MulAdd(Load(factor + j * kLanes), sum[j], total[j]);
+        }
+      }
+      for (int j = 0; j < vectors; ++j) Store(out + c + j * kLanes, total[j]);
+    });
+    if (done == width) return;
+    const Part<T> part(width - done);
+    V total = {};
+    const S* factor = kernel + done;
+    for (int64_t cell = first; cell < end; ++cell, factor += stride) {
+      V sum = {};
+      ForRows<kMost>(0, [&](int64_t i) {
+        sum = MulAdd(part.Load(row[i][cell] + done), Broadcast<V>(cells.weight[i][cell]), sum);
+      });
+      total = MulAdd(part.Load(factor), sum, total);
     }
+    part.Store(out + done, total);
   }
 
   using Base::inputs_;

@@ -108,8 +108,8 @@ class Gradient : Taps<S, kRank> {
   void DepthwiseBackwardTile(const Owner<T>& owner, int64_t first, int64_t count, const T* gradient,
                              T* share) const;
   template <typename Interior, typename Outer, typename Spoil>
-  void BackwardChunk(const Chunk& chunk, int64_t taps, T* share, Interior&& interior, Outer&& outer,
-                     Spoil&& spoil) const;
+  void BackwardChunk(const Chunk& chunk, int64_t first, int64_t taps, T* share, Interior&& interior,
+                     Outer&& outer, Spoil&& spoil) const;
   void DepthwiseInterior(const Chunk& chunk, int64_t tap, const S* values, const S* kernel,
                          const T* upstream, int64_t width, T* values_gradient, T* kernel_gradient,
                          T (*dots)[Found::kSize]) const;
@@ -123,8 +123,8 @@ class Gradient : Taps<S, kRank> {
   using Base::space_;
 };
 
-// Sets the gradients of the points, share [points, all taps, rank + 1], from what two functions
-// find, which also add to what the owner has:
+// Sets the gradients of the taps from `first` on, share [points, taps * rank of offsets and then all
+// taps of masks], from what two functions find, which also add to what the owner has:
 // - interior(dots) sets dots[i][cell] for all cells that are interior, whose corners i all exist;
 // - outer(constant, point, tap, offset, weight, reads, dot) is called for every other cell and sets
 //   dot[i] for as many corners as the constant says, at offset[i] in the image; where it does not
@@ -132,7 +132,7 @@ class Gradient : Taps<S, kRank> {
 // - spoil(point, tap) is called last where the sample is NaN whatever it reads.
 template <typename S, int kRank>
 template <typename Interior, typename Outer, typename Spoil>
-void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* share,
+void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t first, int64_t taps, T* share,
                                        Interior&& interior, Outer&& outer, Spoil&& spoil) const {
   const Found& cells = chunk.cells;
   const int64_t stride = plan_.taps * (kRank + 1);  // of share, from point to point
@@ -142,10 +142,12 @@ void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* shar
   PointGradients(cells, chunk.points * taps, dots, gradients);
   int64_t cell = 0;
   for (int64_t point = 0; point < chunk.points; ++point) {
-    T* to = share + point * stride;
-    for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += kRank + 1) {
+    T* to = share + point * stride + first * kRank;
+    T* to_mask = share + point * stride + plan_.taps * kRank + first;
+    for (int64_t tap = 0; tap < taps; ++tap, ++cell, to += kRank) {
       if (cells.interior[cell]) {
-        for (int axis = 0; axis <= kRank; ++axis) to[axis] = gradients[axis][cell];
+        for (int axis = 0; axis < kRank; ++axis) to[axis] = gradients[axis][cell];
+        to_mask[tap] = gradients[kRank][cell];
         continue;
       }
       Corners<T, kRank> corners;
@@ -156,12 +158,15 @@ void Gradient<S, kRank>::BackwardChunk(const Chunk& chunk, int64_t taps, T* shar
         outer(count, point, tap, corners.offset, weight, corners.reads, dot);
       });
       if (IsSpoilt(corners, cells.factor[cell])) spoil(point, tap);
-      PointGradient(cells, space_, cell, corners, dot, to);
+      T gradient[kRank + 1];
+      PointGradient(cells, space_, cell, corners, dot, gradient);
+      std::copy_n(gradient, kRank, to);
+      to_mask[tap] = gradient[kRank];
     }
   }
 }
 
-// share: [count, taps, rank + 1].
+// share: [count, taps * rank of offsets and then taps of masks].
 template <typename S, int kRank>
 template <typename A>
 void Gradient<S, kRank>::BackwardTile(const Owner<A>& owner, const Products<S, A>& products,
@@ -189,7 +194,7 @@ void Gradient<S, kRank>::BackwardTile(const Owner<A>& owner, const Products<S, A
       T* columns = owner.columns + start * stride;
       const T* columns_gradient = owner.columns_gradient + start * stride;
       BackwardChunk(
-          chunk, taps, share + (start * plan_.taps + tap) * (kRank + 1),
+          chunk, tap, taps, share + start * plan_.taps * (kRank + 1),
           [&](T(*dots)[Found::kSize]) {
             T weight[kMost], dot[kMost];
             for (int64_t cell = 0; cell < chunk.points * taps; ++cell) {
@@ -237,7 +242,7 @@ void Gradient<S, kRank>::DepthwiseBackwardTile(const Owner<T>& owner, int64_t fi
     T* values_gradient = owner.inputs_gradient + image;
     const T* upstream = gradient + start * sizes_.filters + owner.slice.begin;
     BackwardChunk(
-        chunk, taps, share + start * taps * (kRank + 1),
+        chunk, 0, taps, share + start * taps * (kRank + 1),
         [&](T(*dots)[Found::kSize]) {
           for (int64_t tap = 0; tap < taps; ++tap) {
             DepthwiseInterior(chunk, tap, values, kernel + tap * sizes_.filters, upstream, width,
@@ -324,26 +329,27 @@ void Gradient<S, kRank>::DepthwiseInterior(
 }
 
 // Sums the slices' shares of one output pixel's gradients, in their order; each deformable group
-// has per_moved. partial: of the first slice, [taps, rank + 1]; the next slice's is at
-// slice_stride.
+// has per_moved. partial: of the first slice, [taps * rank of offsets and then taps of masks]; the
+// next slice's is at slice_stride.
 template <typename S, int kRank>
 void Gradient<S, kRank>::SumPoints(int64_t per_moved, int64_t point, const T* partial,
                                    int64_t slice_stride, T* offset_gradient,
                                    T* mask_gradient) const {
+  const auto add_up = [&](const T* share, int64_t count, T* to) {
+    ForChannels<T>(count, [&](auto lanes, int64_t i) {
+      auto sum = lanes.Load(share + i);
+      for (int64_t nth = 1; nth < per_moved; ++nth) {
+        sum += lanes.Load(share + nth * slice_stride + i);
+      }
+      lanes.Store(to + i, sum);
+    });
+  };
+  const int64_t taps = plan_.taps;
   for (int64_t moved = 0; moved < sizes_.deformable_groups; ++moved) {
     const T* share = partial + moved * per_moved * slice_stride;
-    const int64_t at = (point * sizes_.deformable_groups + moved) * plan_.taps;
-    for (int64_t tap = 0; tap < plan_.taps; ++tap, share += kRank + 1) {
-      for (int axis = 0; axis <= kRank; ++axis) {
-        T sum = share[axis];
-        for (int64_t nth = 1; nth < per_moved; ++nth) sum += share[nth * slice_stride + axis];
-        if (axis < kRank) {
-          offset_gradient[(at + tap) * kRank + axis] = sum;
-        } else if (mask_gradient) {
-          mask_gradient[at + tap] = sum;
-        }
-      }
-    }
+    const int64_t at = (point * sizes_.deformable_groups + moved) * taps;
+    add_up(share, taps * kRank, offset_gradient + at * kRank);
+    if (mask_gradient) add_up(share + taps * kRank, taps, mask_gradient + at);
   }
 }
 
