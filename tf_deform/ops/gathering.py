@@ -78,28 +78,28 @@ def gather_cells(table, steps, index, weights, gradient_index):
     Returns:
         `[n, channels]` in the dtype of `weights`.
     """
-    rows, channels = validation.sizes(table)
-    extended = tf.pad(table, [[0, max(steps)], [0, 0]])
-    cells = tf.concat([extended[step : step + rows] for step in steps], axis=1)
-
-    def read(cells, index):
-        read = tf.cast(tf.gather(cells, index), weights.dtype)
-        return tf.reshape(read, [-1, len(steps), channels])
+    rows = validation.sizes(table)[0]
 
     @tf.custom_gradient
-    def summed(cells, weights):
-        total = tf.reduce_sum(read(cells, index) * tf.expand_dims(weights, 2), axis=1)
+    def summed(table, *weights):
+        total = None
+        for step, weight in zip(steps, weights, strict=True):
+            read = tf.cast(tf.gather(table, index + step), weight.dtype)
+            weighted = read * tf.expand_dims(weight, 1)
+            total = weighted if total is None else total + weighted
 
         def gradient(upstream):
             upstream = tf.expand_dims(upstream, 1)
-            spread = tf.reshape(tf.expand_dims(weights, 2) * upstream, [-1, len(steps) * channels])
-            cell_gradient = tf.math.unsorted_segment_sum(spread, gradient_index, rows)
-            weight_gradient = tf.reduce_sum(read(cells, gradient_index) * upstream, axis=2)
-            return tf.cast(cell_gradient, cells.dtype), weight_gradient
+            terms = tf.expand_dims(gradient_index, 1) + tf.constant(steps, gradient_index.dtype)
+            spread = tf.expand_dims(tf.stack(weights, axis=1), 2) * upstream
+            table_gradient = tf.math.unsorted_segment_sum(spread, terms, rows)
+            read = tf.cast(tf.gather(table, terms), upstream.dtype)  # [n, steps, channels]
+            parts = tf.split(tf.reduce_sum(read * upstream, axis=2), len(steps), axis=1)
+            return tf.cast(table_gradient, table.dtype), *(tf.squeeze(each, 1) for each in parts)
 
         return total, gradient
 
-    return summed(cells, weights)
+    return summed(table, *weights)
 
 
 @tf.custom_gradient

@@ -411,7 +411,7 @@ def _sample_cells(table, taps, at_edge):
     for nth in range(len(table.space)):
         step = math.prod(size + 3 for size in table.space[nth + 1 :])
         steps = [each + far for each in steps for far in (0, step)]
-    weights = tf.reshape(tf.stack(weights, axis=-1), [-1, len(steps)])
+    weights = [tf.reshape(each, [-1]) for each in weights]
     return gather_cells(table.rows(), steps, index[0], weights, index[-1])
 
 
