@@ -79,6 +79,32 @@ def test_derivatives_of_scatter_sum(form):
     check_derivatives(lambda w, v: gathering.scatter_sum(w, index, v, ROWS), weights, values)
 
 
+def gather_terms(table, index, weights, gradient_index):
+    """Calls the function with terms of two axes."""
+    lists = (
+        [tf.reshape(e, [1, -1]) for e in tf.unstack(t)] for t in (index, weights, gradient_index)
+    )
+    return gathering.gather_terms(table, *lists)
+
+
+def test_terms_in_lists_are_those_of_a_sum(form):
+    table, index, weights, _ = form
+    elsewhere = (index + 1) % ROWS
+
+    def all_of(function):
+        first = gradients(lambda t, w: function(t, index, w, elsewhere), table, weights)
+        return [function(table, index, weights, elsewhere), *first]
+
+    found, expected = all_of(gather_terms), all_of(gathering.gather_sum)
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) < TOLERANCE["float64"]
+
+
+def test_derivatives_of_terms_in_lists(form):
+    table, index, weights, _ = form
+    check_derivatives(lambda t, w: gather_terms(t, index, w, index), table, weights)
+
+
 def test_gradients_see_the_rows_of_the_gradient_index(form):
     table, index, weights, _ = form
     elsewhere = (index + 1) % ROWS
@@ -117,18 +143,24 @@ def cells(rng):
     )
 
 
+def by_step(weights):
+    return tf.unstack(weights, axis=1)
+
+
 def test_cells_are_terms_of_a_sum(cells):
     table, index, weights = cells
     terms = index + tf.constant(STEPS, index.dtype)[:, None]
     expected = gathering.gather_sum(table, terms, tf.transpose(weights), terms)
-    actual = gathering.gather_cells(table, STEPS, index, weights, index)
+    actual = gathering.gather_cells(table, STEPS, index, by_step(weights), index)
     assert relative_error(actual, expected) < TOLERANCE["float64"]
 
 
 def test_derivatives_of_gather_cells(cells):
-    table, index, weights = cells
+    table, index, weights = cells  # times 1: the gradient of a gather alone is no tensor
     check_derivatives(
-        lambda t, w: gathering.gather_cells(t, STEPS, index, w, index), table, weights
+        lambda t, w: gathering.gather_cells(1.0 * t, STEPS, index, by_step(w), index),
+        table,
+        weights,
     )
 
 
@@ -136,10 +168,12 @@ def test_gradients_of_cells_see_the_rows_of_the_gradient_index(cells):
     table, index, weights = cells
     elsewhere = (index + 1) % (8 - STEPS[-1])
     found = gradients(
-        lambda t, w: gathering.gather_cells(t, STEPS, index, w, elsewhere), table, weights
+        lambda t, w: gathering.gather_cells(t, STEPS, index, by_step(w), elsewhere), table, weights
     )
     expected = gradients(
-        lambda t, w: gathering.gather_cells(t, STEPS, elsewhere, w, elsewhere), table, weights
+        lambda t, w: gathering.gather_cells(t, STEPS, elsewhere, by_step(w), elsewhere),
+        table,
+        weights,
     )
     for one, other in zip(found, expected, strict=True):
         assert relative_error(one, other) < TOLERANCE["float64"]
@@ -147,7 +181,7 @@ def test_gradients_of_cells_see_the_rows_of_the_gradient_index(cells):
 
 def test_no_cells_of_no_rows_are_an_empty_sum():
     index = tf.zeros([0], tf.int32)
-    found = gathering.gather_cells(tf.zeros([0, 2]), STEPS, index, tf.zeros([0, 3]), index)
+    found = gathering.gather_cells(tf.zeros([0, 2]), STEPS, index, [tf.zeros([0])] * 3, index)
     assert found.shape == (0, 2)
 
 

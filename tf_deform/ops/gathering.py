@@ -45,61 +45,90 @@ def gather_sum(table, index, weights, gradient_index, together=False):
             total = weighted if total is None else total + weighted
 
         def gradient(upstream):
-            saved = compiled.in_save_context()
-            dot = _dots if saved else gather_dot
-            weight_gradient = dot(table, gradient_index, upstream)
-            with _after(weight_gradient):  # the table is freed by then
-                upstream = tf.identity(upstream)
-            rows = tf.shape(table)[0]
-            if saved:
-                table_gradient = _scattered(weights, gradient_index, upstream, rows)
-            else:
-                table_gradient = scatter_sum(weights, gradient_index, upstream, rows, together)
-            return tf.cast(table_gradient, table.dtype), weight_gradient
+            return _sum_gradients(table, weights, gradient_index, upstream, together)
 
         return total, gradient
 
     return summed(table, weights)
 
 
-def gather_cells(table, steps, index, weights, gradient_index):
-    """Returns what `gather_sum` does of terms index + steps[j], which are read together.
+def gather_terms(table, index, weights, gradient_index, together=False):
+    """Returns what `gather_sum` does, of lists of terms: XLA computes each where it is read.
 
-    Each row of another table holds all rows that a term may need, so that one gather has them.
-    With few channels, where the index takes more time than the row, that is faster.
+    The terms are tensors of any shape, all the same, with n elements.
+    """
+
+    @tf.custom_gradient
+    def summed(table, *weights):
+        total = None
+        for rows, weight in zip(index, weights, strict=True):
+            with _after(total):
+                read = tf.cast(tf.gather(table, tf.reshape(rows, [-1])), weight.dtype)
+                weighted = read * tf.reshape(weight, [-1, 1])
+            total = weighted if total is None else total + weighted
+
+        def gradient(upstream):
+            rows, given = (
+                tf.reshape(tf.stack(each), [len(weights), -1]) for each in (gradient_index, weights)
+            )
+            table_gradient, found = _sum_gradients(table, given, rows, upstream, together)
+            parts = tf.split(found, len(weights), axis=0)
+            return table_gradient, *(tf.reshape(part, tf.shape(weights[0])) for part in parts)
+
+        return total, gradient
+
+    return summed(table, *weights)
+
+
+def _sum_gradients(table, weights, index, upstream, together):
+    saved = compiled.in_save_context()
+    dot = _dots if saved else gather_dot
+    weight_gradient = dot(table, index, upstream)
+    with _after(weight_gradient):  # the table is freed by then
+        upstream = tf.identity(upstream)
+    scatter = _scattered if saved else scatter_sum
+    table_gradient = scatter(weights, index, upstream, tf.shape(table)[0], together)
+    return tf.cast(table_gradient, table.dtype), weight_gradient
+
+
+def gather_cells(table, steps, index, weights, gradient_index):
+    """Returns what `gather_sum` does of terms index + steps[j].
+
+    The gradient takes all terms at once. With few channels, where the index takes more time than
+    the row, that is faster.
 
     Args:
         table: `[rows, channels]`, any floating dtype.
         steps: ints, from a row to those that are read with it.
         index: `[n]` int32 or int64 rows of the table; index + steps are rows too.
-        weights: `[n, steps]` in float32 or float64, the dtype of the sum.
+        weights: for each step `[n]` in float32 or float64, the dtype of the sum.
         gradient_index: like `index`: the rows that gradients see, where those differ.
 
     Returns:
         `[n, channels]` in the dtype of `weights`.
     """
-    rows, channels = validation.sizes(table)
-    extended = tf.pad(table, [[0, max(steps)], [0, 0]])
-    cells = tf.concat([extended[step : step + rows] for step in steps], axis=1)
-
-    def read(cells, index):
-        read = tf.cast(tf.gather(cells, index), weights.dtype)
-        return tf.reshape(read, [-1, len(steps), channels])
+    rows = validation.sizes(table)[0]
 
     @tf.custom_gradient
-    def summed(cells, weights):
-        total = tf.reduce_sum(read(cells, index) * tf.expand_dims(weights, 2), axis=1)
+    def summed(table, *weights):
+        total = None
+        for step, weight in zip(steps, weights, strict=True):
+            read = tf.cast(tf.gather(table, index + step), weight.dtype)
+            weighted = read * tf.expand_dims(weight, 1)
+            total = weighted if total is None else total + weighted
 
         def gradient(upstream):
             upstream = tf.expand_dims(upstream, 1)
-            spread = tf.reshape(tf.expand_dims(weights, 2) * upstream, [-1, len(steps) * channels])
-            cell_gradient = tf.math.unsorted_segment_sum(spread, gradient_index, rows)
-            weight_gradient = tf.reduce_sum(read(cells, gradient_index) * upstream, axis=2)
-            return tf.cast(cell_gradient, cells.dtype), weight_gradient
+            terms = tf.expand_dims(gradient_index, 1) + tf.constant(steps, gradient_index.dtype)
+            spread = tf.expand_dims(tf.stack(weights, axis=1), 2) * upstream
+            table_gradient = tf.math.unsorted_segment_sum(spread, terms, rows)
+            read = tf.cast(tf.gather(table, terms), upstream.dtype)  # [n, steps, channels]
+            parts = tf.split(tf.reduce_sum(read * upstream, axis=2), len(steps), axis=1)
+            return tf.cast(table_gradient, table.dtype), *(tf.squeeze(each, 1) for each in parts)
 
         return total, gradient
 
-    return summed(cells, weights)
+    return summed(table, *weights)
 
 
 @tf.custom_gradient
@@ -160,9 +189,10 @@ def scatter_sum(weights, index, values, rows, together=False):
 def _scattered(weights, index, values, rows, together=False):
     """Adds one term after the other: side by side, each would hold a buffer."""
     if together:
-        terms = tf.expand_dims(weights, 2) * values
-        terms = tf.reshape(terms, [-1, *terms.shape[2:]])
-        return tf.math.unsorted_segment_sum(terms, tf.reshape(index, [-1]), rows)
+        terms = tf.expand_dims(tf.transpose(weights), 2) * tf.expand_dims(values, 1)
+        return tf.math.unsorted_segment_sum(
+            terms, tf.transpose(index), rows
+        )  # [n, terms, channels]
 
     def add(term, total):
         spread = tf.expand_dims(tf.gather(weights, term), 1) * values  # [n, channels]

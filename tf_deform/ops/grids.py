@@ -186,7 +186,8 @@ def stacked(grid):
 def _axes_of(grid):
     if not tf.is_tensor(grid):
         return grid
-    return [grid[..., axis] for axis in range(grid.shape[-1])]  # LiteRT cannot unstack free sizes
+    parts = tf.split(grid, grid.shape[-1], axis=-1)  # LiteRT cannot unstack free sizes
+    return [tf.squeeze(part, axis=-1) for part in parts]
 
 
 def sample_at(inputs, grid, interpolation, padding_mode, align_corners):

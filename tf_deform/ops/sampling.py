@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_deform import compiled
 from tf_deform.annotations import Interpolation, PaddingMode, Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.gathering import gather_cells, gather_sum
+from tf_deform.ops.gathering import gather_cells, gather_sum, gather_terms
 from tf_deform.ops.symbolic import operator
 from tf_deform.ops.tables import Table
 from tf_deform.ops.turns import exceed, sum_slices
@@ -396,7 +396,7 @@ def _has_few_channels(table):
 
 
 def _sample_cells(table, taps, at_edge):
-    """Returns `_sum_taps` of linear taps of one point, all corners of a cell read together."""
+    """Returns `_sum_taps` of linear taps of one point of few channels."""
     wide = sum_dtype(table.maps[0])
     strides = table.strides[1:]
     row, weights = table.first_rows(None), [tf.ones([], wide)]
@@ -411,7 +411,7 @@ def _sample_cells(table, taps, at_edge):
     for nth in range(len(table.space)):
         step = math.prod(size + 3 for size in table.space[nth + 1 :])
         steps = [each + far for each in steps for far in (0, step)]
-    weights = tf.reshape(tf.stack(weights, axis=-1), [-1, len(steps)])
+    weights = [tf.reshape(each, [-1]) for each in weights]
     return gather_cells(table.rows(), steps, index[0], weights, index[-1])
 
 
@@ -430,17 +430,24 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
             for (row, product), (cell, weight) in itertools.product(terms, axis)
         ]
     wide = sum_dtype(padded)
-    product = tf.cast(tf.stack([product for _, product in terms]), wide)
+    rows, products = zip(*terms, strict=True)  # each [points, rows, queries, groups]
+    points = rows[0].shape[0]
+    if apart or points == 1:
+        products = [tf.cast(product, wide) for product in products]
+        if weights is not None:
+            products = [product * tf.cast(weights, wide) for product in products]
+        seen = rows
+        if at_edge is not None:
+            seen = [tf.where(at_edge, tf.zeros([], row.dtype), row) for row in rows]
+        samples = [*validation.sizes(rows[0])[1:3], table.channels, len(terms)]
+        together = not apart and not exceed(_TOGETHER, samples)
+        return gather_terms(padded, seen, products, rows, together)
+    product = tf.cast(tf.stack(products), wide)
     if weights is not None:
         product *= tf.cast(weights, wide)
-    rows = tf.stack([row for row, _ in terms])  # [terms, points, rows, queries, groups]
+    rows = tf.stack(rows)
     seen = rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows.dtype), rows)
-    count = math.prod(rows.shape[: 1 if apart else 2])
-    samples = [*validation.sizes(rows)[2:4], table.channels, len(terms)]
-    return gather_sum(
-        padded,
-        tf.reshape(seen, [count, -1]),
-        tf.reshape(product, [count, -1]),
-        tf.reshape(rows, [count, -1]),
-        together=rows.shape[1] == 1 and not exceed(_TOGETHER, samples),
+    seen, product, rows = (
+        tf.reshape(each, [len(terms) * points, -1]) for each in (seen, product, rows)
     )
+    return gather_sum(padded, seen, product, rows)
