@@ -189,10 +189,8 @@ def scatter_sum(weights, index, values, rows, together=False):
 def _scattered(weights, index, values, rows, together=False):
     """Adds one term after the other: side by side, each would hold a buffer."""
     if together:
-        terms = tf.expand_dims(tf.transpose(weights), 2) * tf.expand_dims(values, 1)
-        return tf.math.unsorted_segment_sum(
-            terms, tf.transpose(index), rows
-        )  # [n, terms, channels]
+        spread = tf.expand_dims(tf.transpose(weights), 2) * tf.expand_dims(values, 1)
+        return tf.math.unsorted_segment_sum(spread, tf.transpose(index), rows)
 
     def add(term, total):
         spread = tf.expand_dims(tf.gather(weights, term), 1) * values  # [n, channels]

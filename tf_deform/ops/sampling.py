@@ -432,22 +432,22 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
     wide = sum_dtype(padded)
     rows, products = zip(*terms, strict=True)  # each [points, rows, queries, groups]
     points = rows[0].shape[0]
-    if apart or points == 1:
+    together = points == 1 and not exceed(
+        _TOGETHER, [*validation.sizes(rows[0])[1:3], table.channels, len(terms)]
+    )
+    if points == 1 and not apart:
         products = [tf.cast(product, wide) for product in products]
         if weights is not None:
             products = [product * tf.cast(weights, wide) for product in products]
         seen = rows
         if at_edge is not None:
             seen = [tf.where(at_edge, tf.zeros([], row.dtype), row) for row in rows]
-        samples = [*validation.sizes(rows[0])[1:3], table.channels, len(terms)]
-        together = not apart and not exceed(_TOGETHER, samples)
         return gather_terms(padded, seen, products, rows, together)
     product = tf.cast(tf.stack(products), wide)
     if weights is not None:
         product *= tf.cast(weights, wide)
     rows = tf.stack(rows)
     seen = rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows.dtype), rows)
-    seen, product, rows = (
-        tf.reshape(each, [len(terms) * points, -1]) for each in (seen, product, rows)
-    )
-    return gather_sum(padded, seen, product, rows)
+    count = len(terms) if apart else len(terms) * points
+    seen, product, rows = (tf.reshape(each, [count, -1]) for each in (seen, product, rows))
+    return gather_sum(padded, seen, product, rows, together)
