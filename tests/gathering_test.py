@@ -80,10 +80,8 @@ def test_derivatives_of_scatter_sum(form):
 
 
 def gather_terms(table, index, weights, gradient_index):
-    """Calls the function with terms of two axes."""
-    lists = (
-        [tf.reshape(e, [1, -1]) for e in tf.unstack(t)] for t in (index, weights, gradient_index)
-    )
+    """Calls the function with lists of terms of two axes."""
+    lists = (tf.unstack(each[:, None]) for each in (index, weights, gradient_index))
     return gathering.gather_terms(table, *lists)
 
 
@@ -128,61 +126,6 @@ def test_a_half_precision_table_is_summed_in_the_dtype_of_the_weights(form):
     expected = np.einsum("jn,jnc->nc", weights, table.numpy().astype(np.float64)[index])
     assert relative_error(summed(table, weights), expected) < TOLERANCE["float32"]
     assert [each.dtype for each in gradients(summed, table, weights)] == [tf.float16, tf.float32]
-
-
-STEPS = [0, 1, 3]
-
-
-@pytest.fixture
-def cells(rng):
-    """The table, index and weights of three rows each that are read together."""
-    return (
-        tf.constant(rng.normal(size=[8, 2])),
-        tf.constant(rng.integers(0, 8 - STEPS[-1], [N])),
-        tf.constant(rng.normal(size=[N, len(STEPS)])),
-    )
-
-
-def by_step(weights):
-    return tf.unstack(weights, axis=1)
-
-
-def test_cells_are_terms_of_a_sum(cells):
-    table, index, weights = cells
-    terms = index + tf.constant(STEPS, index.dtype)[:, None]
-    expected = gathering.gather_sum(table, terms, tf.transpose(weights), terms)
-    actual = gathering.gather_cells(table, STEPS, index, by_step(weights), index)
-    assert relative_error(actual, expected) < TOLERANCE["float64"]
-
-
-def test_derivatives_of_gather_cells(cells):
-    table, index, weights = cells  # times 1: the gradient of a gather alone is no tensor
-    check_derivatives(
-        lambda t, w: gathering.gather_cells(1.0 * t, STEPS, index, by_step(w), index),
-        table,
-        weights,
-    )
-
-
-def test_gradients_of_cells_see_the_rows_of_the_gradient_index(cells):
-    table, index, weights = cells
-    elsewhere = (index + 1) % (8 - STEPS[-1])
-    found = gradients(
-        lambda t, w: gathering.gather_cells(t, STEPS, index, by_step(w), elsewhere), table, weights
-    )
-    expected = gradients(
-        lambda t, w: gathering.gather_cells(t, STEPS, elsewhere, by_step(w), elsewhere),
-        table,
-        weights,
-    )
-    for one, other in zip(found, expected, strict=True):
-        assert relative_error(one, other) < TOLERANCE["float64"]
-
-
-def test_no_cells_of_no_rows_are_an_empty_sum():
-    index = tf.zeros([0], tf.int32)
-    found = gathering.gather_cells(tf.zeros([0, 2]), STEPS, index, [tf.zeros([0])] * 3, index)
-    assert found.shape == (0, 2)
 
 
 @pytest.mark.parametrize("channels", [0, 2])

@@ -454,3 +454,20 @@ def test_the_transformation_converts_to_litert_with_builtin_operators(rng, name)
     grid = getattr(oracles, grid_of.__name__)(theta, (3, 2))
     expected = oracles.grid_sample(inputs, grid)
     assert relative_error(run_litert(transformed, inputs, theta), expected) < TOLERANCE["float32"]
+
+
+def test_positions_that_xla_rounds_otherwise_read_the_same_pixels(rng):
+    """Of so many positions some lie below a whole number for their cell, not for their weight."""
+    images = tf.constant(rng.normal(size=[1, 512, 512, 64]), "float32")
+    theta = np.array([[[1, 0, 0], [0, 1, 0]]]) + rng.normal(size=[1, 2, 3]) * 0.2
+
+    def function(images, theta):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            out = ops.grid_sample(images, ops.affine_grid(theta, [512, 512]))
+        return out, tape.gradient(out, images, out)
+
+    arguments = images, tf.constant(theta, "float32")
+    found, expected = (tf.function(function, jit_compile=jit)(*arguments) for jit in (True, False))
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) < 1e-3

@@ -5,15 +5,13 @@ Three functions are partial derivatives of one trilinear form,
     f(table, weights, values) = sum over n, j, c of
         weights[j, n] * values[n, c] * table[index[j, n], c],
 
-so the gradient of each is the other two, at any order. The first gradient of the
-fourth, `gather_cells`, is plain sums, which TensorFlow differentiates. A SavedModel cannot hold
-gradients of custom gradients: while one is written, the first gradients of the three are sums too.
+so the gradient of each is the other two, at any order. A SavedModel cannot hold gradients of custom
+gradients: while one is written, their first gradients are plain sums.
 """
 
 import tensorflow as tf
 
 from tf_deform import compiled
-from tf_deform.ops import validation
 from tf_deform.ops.turns import loop
 
 _CORNERS = 8  # terms of a sample, at most
@@ -89,46 +87,6 @@ def _sum_gradients(table, weights, index, upstream, together):
     scatter = _scattered if saved else scatter_sum
     table_gradient = scatter(weights, index, upstream, tf.shape(table)[0], together)
     return tf.cast(table_gradient, table.dtype), weight_gradient
-
-
-def gather_cells(table, steps, index, weights, gradient_index):
-    """Returns what `gather_sum` does of terms index + steps[j].
-
-    The gradient takes all terms at once. With few channels, where the index takes more time than
-    the row, that is faster.
-
-    Args:
-        table: `[rows, channels]`, any floating dtype.
-        steps: ints, from a row to those that are read with it.
-        index: `[n]` int32 or int64 rows of the table; index + steps are rows too.
-        weights: for each step `[n]` in float32 or float64, the dtype of the sum.
-        gradient_index: like `index`: the rows that gradients see, where those differ.
-
-    Returns:
-        `[n, channels]` in the dtype of `weights`.
-    """
-    rows = validation.sizes(table)[0]
-
-    @tf.custom_gradient
-    def summed(table, *weights):
-        total = None
-        for step, weight in zip(steps, weights, strict=True):
-            read = tf.cast(tf.gather(table, index + step), weight.dtype)
-            weighted = read * tf.expand_dims(weight, 1)
-            total = weighted if total is None else total + weighted
-
-        def gradient(upstream):
-            upstream = tf.expand_dims(upstream, 1)
-            terms = tf.expand_dims(gradient_index, 1) + tf.constant(steps, gradient_index.dtype)
-            spread = tf.expand_dims(tf.stack(weights, axis=1), 2) * upstream
-            table_gradient = tf.math.unsorted_segment_sum(spread, terms, rows)
-            read = tf.cast(tf.gather(table, terms), upstream.dtype)  # [n, steps, channels]
-            parts = tf.split(tf.reduce_sum(read * upstream, axis=2), len(steps), axis=1)
-            return tf.cast(table_gradient, table.dtype), *(tf.squeeze(each, 1) for each in parts)
-
-        return total, gradient
-
-    return summed(table, *weights)
 
 
 @tf.custom_gradient

@@ -12,14 +12,13 @@ import tensorflow as tf
 from tf_deform import compiled
 from tf_deform.annotations import Interpolation, PaddingMode, Tensor
 from tf_deform.ops import validation
-from tf_deform.ops.gathering import gather_cells, gather_sum, gather_terms
+from tf_deform.ops.gathering import gather_sum, gather_terms
 from tf_deform.ops.symbolic import operator
 from tf_deform.ops.tables import Table
 from tf_deform.ops.turns import exceed, sum_slices
 
 INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
-_MOST_IN_CELL = 16  # numbers at the corners of a cell
 AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
 _TOGETHER = 2**27  # bytes of the terms of samples; above this they are scattered in turns
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
@@ -167,10 +166,7 @@ def sample_axes(values, axes, interpolation, padding_mode, *, half_pixel=False):
         for axis, size in zip(axes, table.space, strict=True)
     ]
     at_edge = _at_lower_edge(axes) if (interpolation, padding_mode) == _RAMP else None
-    if interpolation == "bilinear" and _has_few_channels(table):
-        out = _sample_cells(table, taps, at_edge)
-    else:
-        out = _sum_taps(table, table.rows(), taps, table.first_rows(None), None, at_edge)
+    out = _sum_taps(table, table.rows(), taps, table.first_rows(None), None, at_edge)
     return tf.cast(tf.reshape(out, [batch, queries, table.channels]), values.dtype)
 
 
@@ -325,14 +321,24 @@ def sum_dtype(values):
 
 
 def _linear_taps(p, size, place):
-    """Returns the two taps at floor(p) and floor(p) + 1; positions outside [-1, size] see zeros."""
+    """Returns the taps at the even and the odd of floor(p) and floor(p) + 1.
+
+    Positions outside [-1, size] see zeros. XLA may compute a position for its cell and again for
+    its weight, rounded otherwise, so that one lies below a whole number and one does not. With an
+    even and an odd tap that is harmless: where a tap's cell changes, its weight is 0.
+    """
     p = place(p, size)
     limit = tf.cast(size, p.dtype)
     p = tf.where(p >= -1, tf.minimum(p, limit), limit)
     lower = tf.floor(p)
+    odd = lower - 2 * tf.floor(lower / 2)  # 1 where floor(p) is, else 0
     fraction = p - lower
-    cell = tf.cast(lower, tf.int32) + 1
-    return [(cell, 1 - fraction), (cell + 1, fraction)]
+    cells = tf.cast(lower + odd, tf.int32) + 1, tf.cast(lower - odd, tf.int32) + 2
+    weights = 1 - fraction, fraction
+    return [
+        (cells[0], tf.where(odd > 0, *reversed(weights))),
+        (cells[1], tf.where(odd > 0, *weights)),
+    ]
 
 
 def _nearest_taps(p, size, place):
@@ -341,17 +347,22 @@ def _nearest_taps(p, size, place):
 
 
 def _cubic_taps(p, size, place):
-    """Returns the four taps of cubic convolution, the border rule acting on each tap's index."""
+    """Returns the four taps of cubic convolution, the border rule acting on each tap's index.
+
+    Each has one of the four remainders of a division by 4: where its cell changes, its weight is 0.
+    """
     lower = tf.floor(p)
-    fraction = tf.where(tf.math.is_finite(p), p, 0) - tf.where(tf.math.is_finite(p), lower, 0)
-    weights: list[tf.Tensor] = []
-    for distance in (1 + fraction, fraction, 1 - fraction, 2 - fraction):
-        near = len(weights) in (1, 2)
-        weights.append(_cubic_near(distance) if near else _cubic_far(distance))
-    return [
-        (_cell(place(lower + step, size), size), weight)
-        for step, weight in zip((-1, 0, 1, 2), weights, strict=True)
-    ]
+    finite = tf.where(tf.math.is_finite(p), lower, 0)
+    fraction = tf.where(tf.math.is_finite(p), p, 0) - finite
+    taps = []
+    for remainder in range(4):
+        quarter = (remainder + 1 - finite) / 4
+        step = 4 * (quarter - tf.floor(quarter)) - 1  # -1, 0, 1 or 2
+        distance = tf.where(step > 0, step - fraction, fraction - step)
+        near = (step >= 0) & (step <= 1)
+        weight = tf.where(near, _cubic_near(distance), _cubic_far(distance))
+        taps.append((_cell(place(lower + step, size), size), weight))
+    return taps
 
 
 _TAPS = {"bilinear": _linear_taps, "nearest": _nearest_taps, "bicubic": _cubic_taps}
@@ -386,33 +397,6 @@ def _positions(p, table):
 def _at_lower_edge(axes):
     """Returns where any position is -1, whose value is 0 while its gradient sees pixel 0."""
     return functools.reduce(tf.logical_or, [axis == -1 for axis in axes])
-
-
-def _has_few_channels(table):
-    """Returns whether an index takes more time than the row that it reads."""
-    known = validation.is_static(*table.space, table.channels)
-    few = known and table.channels * 2 ** len(table.space) <= _MOST_IN_CELL
-    return few and not compiled.in_save_context()
-
-
-def _sample_cells(table, taps, at_edge):
-    """Returns `_sum_taps` of linear taps of one point of few channels."""
-    wide = sum_dtype(table.maps[0])
-    strides = table.strides[1:]
-    row, weights = table.first_rows(None), [tf.ones([], wide)]
-    for ((cell, low), (_, high)), stride in zip(taps, strides, strict=True):
-        row += tf.cast(cell, stride.dtype) * stride
-        weights = [each * tf.cast(part, wide) for each in weights for part in (low, high)]
-    index = [tf.reshape(row, [-1])]
-    if at_edge is not None:  # the last cell of an image is all zeros
-        zeros = sum((size + 1) * stride for size, stride in zip(table.space, strides, strict=True))
-        index.insert(0, tf.reshape(tf.where(at_edge, zeros, row), [-1]))
-    steps = [0]
-    for nth in range(len(table.space)):
-        step = math.prod(size + 3 for size in table.space[nth + 1 :])
-        steps = [each + far for each in steps for far in (0, step)]
-    weights = [tf.reshape(each, [-1]) for each in weights]
-    return gather_cells(table.rows(), steps, index[0], weights, index[-1])
 
 
 def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
