@@ -414,24 +414,23 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
             for (row, product), (cell, weight) in itertools.product(terms, axis)
         ]
     wide = sum_dtype(padded)
-    rows, products = zip(*terms, strict=True)  # each [points, rows, queries, groups]
+    rows = [row for row, _ in terms]  # each [points, rows, queries, groups]
     points = rows[0].shape[0]
-    together = points == 1 and not exceed(
-        _TOGETHER, [*validation.sizes(rows[0])[1:3], table.channels, len(terms)]
-    )
+    samples = [*validation.sizes(rows[0])[1:3], table.channels, len(terms)]
+    together = points == 1 and not exceed(_TOGETHER, samples)
     if points == 1 and not apart:
-        products = [tf.cast(product, wide) for product in products]
+        products = [tf.cast(product, wide) for _, product in terms]
         if weights is not None:
             products = [product * tf.cast(weights, wide) for product in products]
         seen = rows
         if at_edge is not None:
             seen = [tf.where(at_edge, tf.zeros([], row.dtype), row) for row in rows]
         return gather_terms(padded, seen, products, rows, together)
-    product = tf.cast(tf.stack(products), wide)
+    product = tf.cast(tf.stack([product for _, product in terms]), wide)
     if weights is not None:
         product *= tf.cast(weights, wide)
-    rows = tf.stack(rows)
-    seen = rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows.dtype), rows)
+    all_rows = tf.stack(rows)
+    seen = all_rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows[0].dtype), all_rows)
     count = len(terms) if apart else len(terms) * points
-    seen, product, rows = (tf.reshape(each, [count, -1]) for each in (seen, product, rows))
-    return gather_sum(padded, seen, product, rows, together)
+    seen, product, all_rows = (tf.reshape(each, [count, -1]) for each in (seen, product, all_rows))
+    return gather_sum(padded, seen, product, all_rows, together)
