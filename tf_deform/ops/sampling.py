@@ -354,10 +354,11 @@ def _cubic_taps(p, size, place):
     lower = tf.floor(p)
     finite = tf.where(tf.math.is_finite(p), lower, 0)
     fraction = tf.where(tf.math.is_finite(p), p, 0) - finite
+    phase = finite - 4 * tf.floor(finite / 4)
     taps = []
     for remainder in range(4):
-        quarter = (remainder + 1 - finite) / 4
-        step = 4 * (quarter - tf.floor(quarter)) - 1  # -1, 0, 1 or 2
+        ahead = remainder + 1 - phase
+        step = ahead - 4 * tf.floor(ahead / 4) - 1  # -1, 0, 1 or 2
         distance = tf.where(step > 0, step - fraction, fraction - step)
         near = (step >= 0) & (step <= 1)
         weight = tf.where(near, _cubic_near(distance), _cubic_far(distance))
