@@ -79,6 +79,7 @@ def gather_terms(table, index, weights, gradient_index, together=False):
 
 
 def _sum_gradients(table, weights, index, upstream, together):
+    """Returns the gradients of a sum to its table and to its weights, `[terms, n]`."""
     saved = compiled.in_save_context()
     dot = _dots if saved else gather_dot
     weight_gradient = dot(table, index, upstream)

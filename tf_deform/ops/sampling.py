@@ -333,11 +333,9 @@ def _linear_taps(p, size, place):
     lower = tf.floor(p)
     odd = lower - 2 * tf.floor(lower / 2)  # 1 where floor(p) is, else 0
     fraction = p - lower
-    cells = tf.cast(lower + odd, tf.int32) + 1, tf.cast(lower - odd, tf.int32) + 2
-    weights = 1 - fraction, fraction
     return [
-        (cells[0], tf.where(odd > 0, *reversed(weights))),
-        (cells[1], tf.where(odd > 0, *weights)),
+        (tf.cast(lower + odd, tf.int32) + 1, tf.where(odd > 0, fraction, 1 - fraction)),
+        (tf.cast(lower - odd, tf.int32) + 2, tf.where(odd > 0, 1 - fraction, fraction)),
     ]
 
 
