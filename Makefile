@@ -106,7 +106,7 @@ wheel: $(VENV)/.has-wheel ## make a wheel with the compiled library inside, for 
 	@$(RUN) custom_ops/wheels/build.py --installed $(ARGS)
 
 wheels: $(VENV)/.has-wheels ## make the wheel for every TensorFlow, and the one without a library, in dist
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) custom_ops/wheels/build.py $(ARGS)
+	@$(RUN) custom_ops/wheels/build.py $(ARGS)
 
 wheels-test: ## try the wheels of dist in fresh environments with every TensorFlow (ARGS="--only 2.20")
 	@$(PYTHON) custom_ops/wheels/matrix.py $(ARGS)

