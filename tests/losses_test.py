@@ -187,8 +187,9 @@ def test_a_compiled_model_trains_and_is_saved_with_its_losses(policy, jit_compil
         keras.config.set_dtype_policy("float32")
     losses = {"moved": CORRELATION(5), "flow": SMOOTHNESS("l1")}
     model.compile("sgd", losses, loss_weights={"moved": 1, "flow": 0.1}, jit_compile=jit_compile)
-    images = rng.random((5, 6, 7, 2)).astype("float32")
-    targets = {"moved": images[..., 1:], "flow": np.zeros([5, 1])}
+    count = 4 if jit_compile else 5  # XLA would compile everything again for the last batch of one
+    images = rng.random((count, 6, 7, 2)).astype("float32")
+    targets = {"moved": images[..., 1:], "flow": np.zeros([count, 1])}
     with tfd.use_implementation("portable"):
         history = model.fit(images, targets, batch_size=2, epochs=3, verbose=0).history["loss"]
     assert history[-1] < history[0]
@@ -196,7 +197,9 @@ def test_a_compiled_model_trains_and_is_saved_with_its_losses(policy, jit_compil
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.loss["moved"].get_config() == losses["moved"].get_config()
     assert loaded.loss["flow"].get_config() == losses["flow"].get_config()
-    found, expected = (each.evaluate(images, targets, verbose=0) for each in (loaded, model))
+    found, expected = (
+        each.evaluate(images, targets, batch_size=2, verbose=0) for each in (loaded, model)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
