@@ -1,5 +1,7 @@
 """Models of every layer run where tf_deform is not installed: as SavedModel and as LiteRT."""
 
+import fcntl
+import os
 import subprocess
 import sys
 
@@ -21,12 +23,14 @@ import sys
 sys.modules["tf_deform"] = None  # importing it raises ImportError
 import numpy as np
 import tensorflow as tf
-for family in sys.argv[2:]:
-    model = tf.saved_model.load(f"{sys.argv[1]}/{family}")
+for path in sys.argv[2:]:
+    model, family = tf.saved_model.load(path), path.rpartition("/")[2]
     for size in ("small", "large"):
         inputs = np.load(f"{sys.argv[1]}/{family}_{size}.npz")
         arrays = [tf.constant(inputs[name]) for name in inputs.files]
         outputs = model.serve(arrays if len(arrays) > 1 else arrays[0])
+        if isinstance(outputs, dict):
+            (outputs,) = outputs.values()
         np.save(f"{sys.argv[1]}/{family}_{size}_served.npy", outputs)
 try:
     import tf_deform
@@ -114,7 +118,7 @@ def joined(inputs, outputs):
     """Returns a model with random weights, all outputs in one row."""
     # Keras 3.7's Flatten does not take sizes that are free.
     flat = [keras.layers.Reshape((-1,))(each) for each in outputs]
-    model = keras.Model(inputs, keras.layers.Concatenate()(flat))
+    model = keras.Model(inputs, keras.layers.Concatenate(name="row")(flat))
     rng = np.random.default_rng(1)
     for weight in model.weights:
         weight.assign(weight + rng.normal(0, 0.1, weight.shape))
@@ -150,21 +154,42 @@ def call(model, arguments):
     return model(arguments if len(arguments) > 1 else arguments[0])
 
 
+def exported(family, tmp_path_factory):
+    """Returns a model of free sizes and its folder, exported once for all test processes."""
+    keras.utils.set_random_seed(0)
+    model = FAMILIES[family]((None, None))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with open(folder / f"{family} lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / family).exists():
+            tfd.export_saved_model(model, folder / family)
+    return model, folder / family
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """Returns for each family and size the models' outputs here and in a process without us."""
+    """Returns for each family and size the models' outputs here and in a process without us.
+
+    Keras's own `model.export` writes the convolutions, and `tfd.export_saved_model` the others.
+    """
     folder = tmp_path_factory.mktemp("export")
-    expected = {}
+    expected, paths = {}, []
     for family, make in FAMILIES.items():
-        keras.utils.set_random_seed(0)
-        model = make((None, None))
-        model.export(folder / family, verbose=False)
+        if family == "convolutions":
+            keras.utils.set_random_seed(0)
+            model, path = make((None, None)), folder / family
+            model.export(path, verbose=False)
+        else:
+            model, path = exported(family, tmp_path_factory)
+        paths.append(str(path))
         for size in SIZES:
             arguments = arguments_of(family, SIZES[size], batch=len(size) - 3)
             np.savez(folder / f"{family}_{size}.npz", *arguments)
             expected[family, size] = np.array(call(model, arguments))
     result = subprocess.run(
-        [sys.executable, "-c", SERVING, str(folder), *FAMILIES],
+        [sys.executable, "-c", SERVING, str(folder), *paths],
         cwd=folder,
         capture_output=True,
         text=True,

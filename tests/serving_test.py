@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import tf_deform as tfd
 from conftest import LOG_LEVELS, TOLERANCE, relative_error
-from export_test import FAMILIES, SIZES, arguments_of, call
+from export_test import FAMILIES, SIZES, arguments_of, call, exported
 from tf_deform.compiled import location
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -135,9 +135,12 @@ def figures(result):
 
 @pytest.mark.parametrize("wanted", ["portable", "compiled"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outputs_are_those_of_keras(family, wanted, serve, tmp_path):
-    model = FAMILIES[family]((None, None))
-    tfd.export_saved_model(model, tmp_path / "1", implementation=wanted)
+def test_outputs_are_those_of_keras(family, wanted, serve, tmp_path, tmp_path_factory):
+    if wanted == "portable":
+        model, path = exported(family, tmp_path_factory)
+    else:
+        model, path = FAMILIES[family]((None, None)), tmp_path / "1"
+        tfd.export_saved_model(model, path, implementation=wanted)
     library = [OP_LIBRARY] if wanted == "compiled" else []
     several = len(model.inputs) > 1
     names = [f"inputs_{index}" if several else "inputs" for index in range(len(model.inputs))]
@@ -146,7 +149,7 @@ def test_outputs_are_those_of_keras(family, wanted, serve, tmp_path):
         for name, array in zip(names, arguments, strict=True):
             np.save(tmp_path / f"{name}.npy", array)
         inputs = [f"--input={name}={tmp_path}/{name}.npy" for name in names]
-        result = serve(*library, *inputs, f"--output={tmp_path}/{size}", tmp_path / "1")
+        result = serve(*library, *inputs, f"--output={tmp_path}/{size}", path)
         assert result.returncode == 0, result.stderr
         actual = np.load(tmp_path / size / f"{model.output_names[0]}.npy")
         with tfd.use_implementation("portable"):
