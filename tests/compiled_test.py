@@ -10,7 +10,9 @@ import tensorflow as tf
 
 import tf_deform as tfd
 from conftest import (
+    CHANNELS,
     KERAS,
+    KINDS,
     LITERT_OF_KERAS,
     MODES,
     PRODUCT_TOLERANCE,
@@ -24,7 +26,6 @@ from conftest import (
     relative_error,
     run_converted,
 )
-from deformable_conv_test import CHANNELS, KINDS
 from tf_deform import ops
 from tf_deform.compiled import loading, location
 from tf_deform.ops import sampling, tables

@@ -39,6 +39,9 @@ TOLERANCE = {
 # Of products of samples, which the kernels for AVX512-BF16 round as well.
 PRODUCT_TOLERANCE = TOLERANCE | {"bfloat16": 2 * 2**-8 + 1e-5}
 
+# Of convolutions; and channels of a group, to either side of the widths of vectors.
+KINDS, CHANNELS = ["dense", "grouped", "depthwise"], [1, 2, 3, 4, 5, 16, 19]
+
 MODES = {
     "eager": lambda function: function,
     "graph": tf.function,

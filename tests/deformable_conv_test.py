@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 import oracles
 from conftest import (
+    CHANNELS,
+    KINDS,
     MODES,
     PRODUCT_TOLERANCE,
     TOLERANCE,
@@ -38,7 +40,6 @@ CASES = [
     (1, (4, 3, 5), 4, (2, 1, 3), 6, 2, 2, False, {"strides": (2, 1, 2), "padding": "same"}),
     (2, (2, 3, 4), 6, (1, 3, 2), 4, 2, 3, True, {"dilation_rate": (1, 1, 2), "padding": 1}),
 ]
-KINDS, CHANNELS = ["dense", "grouped", "depthwise"], [1, 2, 3, 4, 5, 16, 19]
 SMALL = (2, (3, 4), 2, (2, 2), 4, 2, 2, True, {"padding": "same"})
 
 
