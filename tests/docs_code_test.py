@@ -97,7 +97,7 @@ def watch_nan(folder):
 
 
 def compile_adaptive(folder):
-    pooling = tfd.layers.RoIAlign(2, sampling_ratio=0)
+    pooling = tfd.layers.RoIAlign(2, sampling_ratio=0, reduction="max")
     images, boxes = keras.Input((6, 8, 3)), keras.Input((None, 4))
     model = keras.Model([images, boxes], pooling(images, boxes))
     model.compile("sgd", "mse", jit_compile=True)

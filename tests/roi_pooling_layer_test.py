@@ -315,19 +315,26 @@ def adaptive_layers(sampling_ratio):
     ]
 
 
-def test_layers_support_jit_unless_their_sampling_is_adaptive():
-    assert [layer.supports_jit for layer in adaptive_layers(0)] == [False] * 4
-    assert [layer.supports_jit for layer in adaptive_layers(1)] == [True] * 4
+@pytest.mark.parametrize("sampling_ratio", [0, 1])
+def test_layers_support_jit_unless_they_take_adaptive_maxima(sampling_ratio):
+    assert all(layer.supports_jit for layer in adaptive_layers(sampling_ratio))
+    options = {"output_size": OUTPUT, "sampling_ratio": sampling_ratio, "reduction": "max"}
+    for layer in (
+        tfd.layers.RoIAlign(**options),
+        tfd.layers.RoIAlignRotated(**options),
+        tfd.layers.MultiScaleRoIAlign(**options, **MULTI_SCALE),
+    ):
+        assert layer.supports_jit == (sampling_ratio > 0)
 
 
 @pytest.mark.filterwarnings("ignore:Model doesn't support `jit_compile=True`")
-@pytest.mark.parametrize("sampling_ratio", (0, 2))
-def test_a_model_is_compiled_by_xla_unless_its_sampling_is_adaptive(sampling_ratio, rng):
+@pytest.mark.parametrize("sampling_ratio, reduction", [(0, "max"), (0, "mean"), (2, "max")])
+def test_a_model_is_compiled_by_xla_unless_it_takes_adaptive_maxima(sampling_ratio, reduction, rng):
     inputs = [keras.Input((None, None, CHANNELS)), keras.Input((None, 4))]
-    pooled = tfd.layers.RoIAlign(OUTPUT, sampling_ratio=sampling_ratio)(*inputs)
-    model = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+    pooling = tfd.layers.RoIAlign(OUTPUT, sampling_ratio=sampling_ratio, reduction=reduction)
+    model = keras.Model(inputs, keras.layers.Dense(1)(pooling(*inputs)))
     model.compile("sgd", "mse", jit_compile=True)
-    assert model.jit_compile == (sampling_ratio > 0)
+    assert model.jit_compile == ((sampling_ratio, reduction) != (0, "max"))
     targets = np.zeros((BATCH, ROIS, *OUTPUT, 1))
     for jit_compile in (model.jit_compile, "auto"):
         model.compile("sgd", "mse", jit_compile=jit_compile)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_deform.annotations import BoundingBoxFormat, PerAxis, Shape, Tensor
+from tf_deform.annotations import BoundingBoxFormat, PerAxis, PoolReduction, Shape, Tensor
 from tf_deform.layers.base import Layer
 from tf_deform.ops import validation
 from tf_deform.ops.regions import boxes_of
@@ -30,11 +30,11 @@ class RegionPooling(Layer):
     def build(self, features_shape: Shape, boxes_shape: Shape) -> None:
         pass
 
-    def _set_sampling_ratio(self, sampling_ratio: int) -> None:
+    def _set_sampling_ratio(self, sampling_ratio: int, reduction: PoolReduction = "mean") -> None:
         """Takes an argument; XLA cannot compile the gradient of maxima that are adaptive."""
         validation.at_least(0, sampling_ratio=sampling_ratio)
         self.sampling_ratio = sampling_ratio
-        self.supports_jit = self.supports_jit and sampling_ratio > 0
+        self.supports_jit = self.supports_jit and (sampling_ratio > 0 or reduction == "mean")
 
     def _flat_boxes(self, features, boxes, spatial_scale):
         """Returns boxes `[batch * rois, entries]`, their image, and (batch, rois)."""

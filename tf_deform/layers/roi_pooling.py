@@ -53,7 +53,7 @@ class RoIAlign(RoIPooling):
     ) -> None:
         super().__init__(output_size, bounding_box_format=bounding_box_format, **kwargs)
         self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
-        self._set_sampling_ratio(sampling_ratio)
+        self._set_sampling_ratio(sampling_ratio, reduction)
         self.aligned = validation.boolean("aligned", aligned)
         validation.choice("reduction", reduction, REDUCTIONS)
         self.reduction: PoolReduction = reduction
@@ -132,7 +132,7 @@ class RoIAlignRotated(RegionPooling):
     ) -> None:
         super().__init__(output_size, **kwargs)
         self.spatial_scale = validation.number("spatial_scale", spatial_scale, above=0)
-        self._set_sampling_ratio(sampling_ratio)
+        self._set_sampling_ratio(sampling_ratio, reduction)
         self.aligned = validation.boolean("aligned", aligned)
         validation.choice("angle_unit", angle_unit, ANGLE_UNITS)
         self.angle_unit: AngleUnit = angle_unit
@@ -221,7 +221,7 @@ class MultiScaleRoIAlign(RoIPooling):
     ) -> None:
         super().__init__(output_size, bounding_box_format=bounding_box_format, **kwargs)
         self.scales = checked_scales(scales)
-        self._set_sampling_ratio(sampling_ratio)
+        self._set_sampling_ratio(sampling_ratio, reduction)
         self.aligned = validation.boolean("aligned", aligned)
         self.canonical_size = validation.number("canonical_size", canonical_size, above=0)
         self.canonical_level = validation.number("canonical_level", canonical_level)
