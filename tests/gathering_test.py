@@ -150,10 +150,30 @@ def test_many_terms_of_free_sizes_and_nothing(channels, rng):
             assert np.allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_terms_together_are_added_as_those_in_turns(form):
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "jit"])
+@pytest.mark.parametrize("length", [0, 1, 5, N])
+def test_blocks_of_any_length_are_added_onto_what_is_given(length, jit, form, rng, monkeypatch):
+    _, index, weights, values = form
+    index, weights, values = index[:, :length], weights[:, :length], values[:length]
+    onto = tf.constant(rng.normal(size=[ROWS, values.shape[1]]))
+    expected = onto + expected_scatter(index, weights, values)
+    for block in (1, gathering._BLOCK):  # as many blocks as there are terms, and one
+        monkeypatch.setattr(gathering, "_BLOCK", block)
+        scatter = tf.function(gathering.scatter_sum, jit_compile=jit, autograph=False)
+        found = scatter(weights, index, values, ROWS, onto)
+        assert relative_error(found, expected) < TOLERANCE["float64"]
+
+
+def test_the_gradient_of_a_half_precision_table_is_added_onto_one(form):
     table, index, weights, _ = form
-    one, other = (
-        gradients(lambda t: gathering.gather_sum(t, index, weights, index, together), table)  # noqa: B023
-        for together in (False, True)
-    )
-    assert relative_error(one[0], other[0]) < TOLERANCE["float64"]
+    half, ones = tf.cast(table, tf.float16), tf.ones_like(table, tf.float16)
+    single = tf.cast(weights, tf.float32)
+
+    def summed(table):
+        return gathering.gather_sum(table, index, single, index, ones)
+
+    (found,) = gradients(summed, half)
+    assert found.dtype == tf.float16
+    upstream = np.ones([N, table.shape[1]])
+    expected = 1 + expected_scatter(index, weights, upstream)
+    assert relative_error(found, expected) < TOLERANCE["float16"]

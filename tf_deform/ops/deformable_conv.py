@@ -156,11 +156,11 @@ def _convolve(geometry, groups, inputs, kernel, offset, mask):
         beside = tf.transpose(each, [1, 2, 0, 3])
         return tf.reshape(beside, [1, batch, pixels * each.shape[0], groups])
 
-    def form(which, padded, kernel, offset, mask=None):
+    def form(which, padded, kernel, offset, mask=None, *, onto=None):
         axes = [arranged(axis) for axis in geometry.axes(which, offset)]
         if mask is not None:
             mask = arranged(tf.transpose(mask, [3, 0, 1, 2]))
-        samples = sum_samples(table, padded, axes, mask, apart=taps_first)
+        samples = sum_samples(table, padded, axes, mask, apart=taps_first, onto=onto)
         if taps_first:
             return _product(tf.reshape(samples, [kernel.shape[0], -1, geometry.channels]), kernel)
         return _contract(geometry, samples, kernel)

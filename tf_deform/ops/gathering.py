@@ -12,13 +12,15 @@ gradients: while one is written, their first gradients are plain sums.
 import tensorflow as tf
 
 from tf_deform import compiled
+from tf_deform.ops import validation
 from tf_deform.ops.turns import loop
 
 _CORNERS = 8  # terms of a sample, at most
+_BLOCK = 2**22  # bytes: what is scattered is cut into blocks about so large
 _LANES = 8  # what a vector of 256 bits holds in float32
 
 
-def gather_sum(table, index, weights, gradient_index, together=False):
+def gather_sum(table, index, weights, gradient_index, onto=None):
     """Returns the weighted sums of table rows: sum over j of weights[j, n] * table[index[j, n]].
 
     Args:
@@ -26,8 +28,7 @@ def gather_sum(table, index, weights, gradient_index, together=False):
         index: `[terms, n]` int32 or int64 rows of the table.
         weights: `[terms, n]` in float32 or float64, the dtype of the sum.
         gradient_index: like `index`: the rows that gradients see, where those differ.
-        together: whether the table's gradient adds all terms at once, which holds a buffer for each
-            but is faster where n is not much larger than the number of rows.
+        onto: like the table, or None: what the table's gradient is added to.
 
     Returns:
         `[n, channels]` in the dtype of `weights`.
@@ -43,14 +44,14 @@ def gather_sum(table, index, weights, gradient_index, together=False):
             total = weighted if total is None else total + weighted
 
         def gradient(upstream):
-            return _sum_gradients(table, weights, gradient_index, upstream, together)
+            return _sum_gradients(table, weights, gradient_index, upstream, onto)
 
         return total, gradient
 
     return summed(table, weights)
 
 
-def gather_terms(table, index, weights, gradient_index, together=False):
+def gather_terms(table, index, weights, gradient_index, onto=None):
     """Returns what `gather_sum` does, of lists of terms: XLA computes each where it is read.
 
     The terms are tensors of any shape, all the same, with n elements.
@@ -69,7 +70,7 @@ def gather_terms(table, index, weights, gradient_index, together=False):
             rows, given = (
                 tf.reshape(tf.stack(each), [len(weights), -1]) for each in (gradient_index, weights)
             )
-            table_gradient, found = _sum_gradients(table, given, rows, upstream, together)
+            table_gradient, found = _sum_gradients(table, given, rows, upstream, onto)
             parts = tf.split(found, len(weights), axis=0)
             return table_gradient, *(tf.reshape(part, tf.shape(weights[0])) for part in parts)
 
@@ -78,7 +79,7 @@ def gather_terms(table, index, weights, gradient_index, together=False):
     return summed(table, *weights)
 
 
-def _sum_gradients(table, weights, index, upstream, together):
+def _sum_gradients(table, weights, index, upstream, onto):
     """Returns the gradients of a sum to its table and to its weights, `[terms, n]`."""
     saved = compiled.in_save_context()
     dot = _dots if saved else gather_dot
@@ -86,7 +87,7 @@ def _sum_gradients(table, weights, index, upstream, together):
     with _after(weight_gradient):  # the table is freed by then
         upstream = tf.identity(upstream)
     scatter = _scattered if saved else scatter_sum
-    table_gradient = scatter(weights, index, upstream, tf.shape(table)[0], together)
+    table_gradient = scatter(weights, index, upstream, tf.shape(table)[0], onto)
     return tf.cast(table_gradient, table.dtype), weight_gradient
 
 
@@ -129,7 +130,7 @@ def _dots(table, index, values):
     return tf.reduce_sum(parts, axis=-1)
 
 
-def scatter_sum(weights, index, values, rows, together=False):
+def scatter_sum(weights, index, values, rows, onto=None):
     """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n]."""
 
     @tf.custom_gradient
@@ -137,27 +138,48 @@ def scatter_sum(weights, index, values, rows, together=False):
         def gradient(upstream):
             return (
                 gather_dot(upstream, index, values),
-                gather_sum(upstream, index, weights, index, together),
+                gather_sum(upstream, index, weights, index),
             )
 
-        return _scattered(weights, index, values, rows, together), gradient
+        return _scattered(weights, index, values, rows, onto), gradient
 
     return summed(weights, values)
 
 
-def _scattered(weights, index, values, rows, together=False):
-    """Adds one term after the other: side by side, each would hold a buffer."""
-    if together:
-        spread = tf.expand_dims(tf.transpose(weights), 2) * tf.expand_dims(values, 1)
-        return tf.math.unsorted_segment_sum(spread, tf.transpose(index), rows)
+def _scattered(weights, index, values, rows, onto=None):
+    """Adds block after block of n, all terms of a block at once.
 
-    def add(term, total):
-        spread = tf.expand_dims(tf.gather(weights, term), 1) * values  # [n, channels]
-        added = tf.math.unsorted_segment_sum(spread, tf.gather(index, term), rows)
+    XLA adds in place. Term after term would be slower: the terms of a sample lie side by side.
+    """
+    terms = index.shape[0]
+    n, channels = validation.sizes(values)
+    total = (
+        tf.zeros([rows, channels], values.dtype) if onto is None else tf.cast(onto, values.dtype)
+    )
+    blocks = _blocks(terms, n, channels)
+    size = -(-n // blocks)
+    index, weights = tf.transpose(index), tf.transpose(weights)
+
+    def add(block, total):
+        start = tf.minimum(block * size, n - size)  # the last one begins in the one before
+        seen = tf.expand_dims(start + tf.range(size) < block * size, 1)
+        at = tf.where(
+            seen, tf.constant(-1, index.dtype), tf.slice(index, [start, 0], [size, terms])
+        )  # -1 is dropped
+        weight = tf.expand_dims(tf.slice(weights, [start, 0], [size, terms]), 2)
+        value = tf.expand_dims(tf.slice(values, [start, 0], [size, channels]), 1)
+        added = tf.math.unsorted_segment_sum(weight * value, at, rows)
         added.set_shape(total.shape)  # of no rows it is not inferred in a loop
         return [total + added]
 
-    return loop(index.shape[0], add, [tf.zeros([rows, values.shape[1]], values.dtype)])[0]
+    return add(0, total)[0] if blocks == 1 else loop(blocks, add, [total])[0]
+
+
+def _blocks(terms, n, channels):
+    """Returns into how many blocks n is cut: a block of all terms is no smaller than one term."""
+    if not validation.is_static(n, channels):
+        return terms
+    return max(1, min(terms, 4 * terms * n * channels // _BLOCK))
 
 
 def _after(*tensors):

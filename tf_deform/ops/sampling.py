@@ -15,12 +15,11 @@ from tf_deform.ops import validation
 from tf_deform.ops.gathering import gather_sum, gather_terms
 from tf_deform.ops.symbolic import operator
 from tf_deform.ops.tables import Table
-from tf_deform.ops.turns import exceed, sum_slices
+from tf_deform.ops.turns import sum_slices
 
 INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
 AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
-_TOGETHER = 2**27  # bytes of the terms of samples; above this they are scattered in turns
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
@@ -258,11 +257,11 @@ def _sample_portable(table, points, weights, image_index, rule, taps="bilinear")
     rows, queries, groups, per_query, _ = validation.sizes(points)
     channels = table.channels // table.groups
 
-    def form(_, padded, points, weights=None):
+    def form(_, padded, points, weights=None, *, onto=None):
         axes = unstacked(tf.transpose(points, [4, 3, 0, 1, 2]))
         if weights is not None:
             weights = tf.transpose(weights, [3, 0, 1, 2])
-        return sum_samples(table, padded, axes, weights, image_index, rule, taps)
+        return sum_samples(table, padded, axes, weights, image_index, rule, taps, onto=onto)
 
     padded = table.rows()
     sums = sum_slices(
@@ -277,7 +276,15 @@ def _sample_portable(table, points, weights, image_index, rule, taps="bilinear")
 
 
 def sum_samples(
-    table, padded, axes, weights=None, image_index=None, rule="zeros", taps="bilinear", apart=False
+    table,
+    padded,
+    axes,
+    weights=None,
+    image_index=None,
+    rule="zeros",
+    taps="bilinear",
+    apart=False,
+    onto=None,
 ):
     """Returns `[rows * queries * groups, channels / groups]`: sums of the weighted samples.
 
@@ -290,7 +297,7 @@ def sum_samples(
         for axis, size in zip(axes, table.space, strict=True)
     ]
     first = table.first_rows(image_index)
-    return _sum_taps(table, padded, taps, first, weights, at_edge, apart)
+    return _sum_taps(table, padded, taps, first, weights, at_edge, apart, onto)
 
 
 @compiled.portable("WeightedSample")
@@ -398,7 +405,7 @@ def _at_lower_edge(axes):
     return functools.reduce(tf.logical_or, [axis == -1 for axis in axes])
 
 
-def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
+def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False, onto=None):
     """Returns `[rows * queries * groups, channels / groups]`: sums over points and tap products.
 
     padded: table.rows(). taps: for each axis a list of (cell, weight), each `[points, rows,
@@ -415,8 +422,6 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
     wide = sum_dtype(padded)
     rows = [row for row, _ in terms]  # each [points, rows, queries, groups]
     points = rows[0].shape[0]
-    samples = [*validation.sizes(rows[0])[1:3], table.channels, len(terms)]
-    together = points == 1 and not exceed(_TOGETHER, samples)
     if points == 1 and not apart:
         products = [tf.cast(product, wide) for _, product in terms]
         if weights is not None:
@@ -424,7 +429,7 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
         seen = rows
         if at_edge is not None:
             seen = [tf.where(at_edge, tf.zeros([], row.dtype), row) for row in rows]
-        return gather_terms(padded, seen, products, rows, together)
+        return gather_terms(padded, seen, products, rows, onto)
     product = tf.cast(tf.stack([product for _, product in terms]), wide)
     if weights is not None:
         product *= tf.cast(weights, wide)
@@ -432,4 +437,4 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False):
     seen = all_rows if at_edge is None else tf.where(at_edge, tf.zeros([], rows[0].dtype), all_rows)
     count = len(terms) if apart else len(terms) * points
     seen, product, all_rows = (tf.reshape(each, [count, -1]) for each in (seen, product, all_rows))
-    return gather_sum(padded, seen, product, all_rows, together)
+    return gather_sum(padded, seen, product, all_rows, onto)

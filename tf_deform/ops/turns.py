@@ -56,12 +56,12 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
             parts = slices(turn, arguments)
             with tf.GradientTape() as tape:
                 tape.watch(parts)
-                out = form([turn], *parts)
+                out = form([turn], *parts, onto=found[axes.index(None)])
             new = tape.gradient(
                 out, parts, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
             return [
-                old + part if axis is None else old.write(turn, tf.squeeze(part, axis))
+                part if axis is None else old.write(turn, tf.squeeze(part, axis))
                 for axis, old, part in zip(axes, found, new, strict=True)
             ]
 
