@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_deform as tfd
 from conftest import TOLERANCE, check_derivatives, gradients, relative_error
+from tf_deform import ops
 from tf_deform.ops import gathering
 
 ROWS, N = 5, 7
@@ -177,3 +179,17 @@ def test_the_gradient_of_a_half_precision_table_is_added_onto_one(form):
     upstream = np.ones([N, table.shape[1]])
     expected = 1 + expected_scatter(index, weights, upstream)
     assert relative_error(found, expected) < TOLERANCE["float16"]
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_a_graph_of_no_queries_can_be_optimised(points):
+    """Where sizes are known, Grappler may divide by those of an empty product."""
+
+    @tf.function(autograph=False)
+    def training(values, points):
+        return gradients(ops.weighted_sample, values, points)
+
+    with tfd.use_implementation("portable"):
+        found = training(tf.ones([2, 3, 4, 3]), tf.zeros([2, 0, 1, points, 2]))
+    assert [each.shape for each in found] == [(2, 3, 4, 3), (2, 0, 1, points, 2)]
+    assert not np.any(found[0])
