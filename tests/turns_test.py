@@ -61,7 +61,7 @@ MAKERS = {
     },
     "narrow": functools.partial(sample, 3, True, False),
     "narrow, of images, unweighted": functools.partial(sample, 8, False, True),
-    "wide": functools.partial(sample, 128, True, True),
+    "wide": functools.partial(sample, 64, True, True),
     "regions": pool,
 }
 

@@ -20,7 +20,6 @@ from tf_deform.ops.turns import sum_slices
 INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
 AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
-_WIDE = 128  # channels of a sample, beside which its place takes little
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
@@ -272,7 +271,6 @@ def _sample_portable(table, points, weights, image_index, rule, taps="bilinear")
         zeros=lambda: tf.zeros([rows * queries * groups, channels], sum_dtype(padded)),
         samples=[rows, queries, table.channels, per_query],
         limit=AT_ONCE,
-        sum_at_once=validation.is_static(channels) and channels >= _WIDE,
     )
     return tf.reshape(sums, [rows, queries, table.channels])
 

@@ -17,21 +17,19 @@ from tf_deform.ops import validation
 _IMAGES = 8  # what a batch of unknown size is taken for
 
 
-def sum_slices(form, axes, arguments, *, zeros, samples, limit, sum_at_once=False):
+def sum_slices(form, axes, arguments, *, zeros, samples, limit):
     """Returns form(all, *arguments), the sum of form([k], *slices) over all slices k.
 
-    The sum and its first gradient are made in turns: a gradient of that is made of all slices at
-    once. So is what is exported, and all that is small.
+    Only the first gradient is made in turns: a gradient of it is made of all slices at once. So is
+    what is exported, and all that is small.
 
     Args:
-        form: function of the slices' numbers, `[slices]` int32, and of the arguments. What it is
-            given as `onto` is added to the gradient of the one argument that is not sliced.
-        axes: for each argument the axis that is sliced, or None for the one that is not.
+        form: function of the slices' numbers, `[slices]` int32, and of the arguments.
+        axes: for each argument the axis that is sliced, or None: every slice needs all of it.
         arguments: tensors.
         zeros: function that returns a sum of nothing.
         samples: the sizes of all samples together, the batch first: ints or scalar tensors.
         limit: the bytes of all samples in float32 above which they are made in turns.
-        sum_at_once: whether only the gradient is made in turns then.
     """
     pairs = zip(axes, arguments, strict=True)
     count = next(each.shape[axis] for axis, each in pairs if axis is not None)
@@ -50,8 +48,7 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit, sum_at_once=Fals
         def add(turn, total):
             return [total + form([turn], *slices(turn, arguments))]
 
-        out = everything(*arguments) if sum_at_once else loop(count, add, [zeros()])[0]
-        return out, lambda upstream: gradients(upstream, *arguments)
+        return loop(count, add, [zeros()])[0], lambda upstream: gradients(upstream, *arguments)
 
     @tf.custom_gradient
     def gradients(upstream, *arguments):
