@@ -131,7 +131,10 @@ def _dots(table, index, values):
 
 
 def scatter_sum(weights, index, values, rows, onto=None):
-    """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n]."""
+    """Returns a table `[rows, channels]`: weights[j, n] * values[n] added up at row index[j, n].
+
+    They are added to `onto`, a table that gets no gradient, if given.
+    """
 
     @tf.custom_gradient
     def summed(weights, values):
@@ -165,9 +168,8 @@ def _scattered(weights, index, values, rows, onto=None):
     def add(block, total):
         start = tf.minimum(block * size, n - size)  # the last one begins in the one before
         seen = tf.expand_dims(start + tf.range(size) < block * size, 1)
-        at = tf.where(
-            seen, tf.constant(-1, index.dtype), tf.slice(index, [start, 0], [size, terms])
-        )  # -1 is dropped
+        at = tf.slice(index, [start, 0], [size, terms])
+        at = tf.where(seen, tf.constant(-1, at.dtype), at)  # which is dropped
         weight = tf.expand_dims(tf.slice(weights, [start, 0], [size, terms]), 2)
         value = tf.expand_dims(tf.slice(values, [start, 0], [size, channels]), 1)
         added = tf.math.unsorted_segment_sum(weight * value, at, rows)

@@ -289,7 +289,8 @@ def sum_samples(
     """Returns `[rows * queries * groups, channels / groups]`: sums of the weighted samples.
 
     padded: table.rows(). axes: each `[points, rows, queries, groups]`; weights alike or None. With
-    `apart` the points are not added up, and come before the rows.
+    `apart` the points are not added up, and come before the rows. The gradient of `padded` is added
+    to `onto`, if given.
     """
     at_edge = _at_lower_edge(axes) if (taps, rule) == _RAMP else None
     taps = [

@@ -24,8 +24,10 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
     what is exported, and all that is small.
 
     Args:
-        form: function of the slices' numbers, `[slices]` int32, and of the arguments.
-        axes: for each argument the axis that is sliced, or None: every slice needs all of it.
+        form: function of the slices' numbers, `[slices]` int32, and of the arguments. The gradient
+            of the argument that is not sliced is added to what it is given as `onto`.
+        axes: for each argument the axis that is sliced; None for one, of which each slice needs
+            all.
         arguments: tensors.
         zeros: function that returns a sum of nothing.
         samples: the sizes of all samples together, the batch first: ints or scalar tensors.
