@@ -2,9 +2,14 @@
 
 import functools
 import importlib.util
+import os
 import re
 import signal
 import warnings
+
+# Where a processor lacks AVX-512, TensorFlow has neither by default: oneDNN, nor an allocator that
+# tells its peaks.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import hypothesis
 import keras

@@ -174,6 +174,19 @@ def test_training_pools_of_many_regions_takes_a_few_times_their_size(rng):
     assert peak(lambda: training(features)) < 10 * 4 * 600 * 49 * 128  # at once it is 18
 
 
+def test_training_attention_holds_one_sum_for_all_maps(rng):
+    maps = [
+        tf.constant(rng.normal(size=[1, *size, 128]), tf.float32)
+        for size in ([80, 100], [40, 50], [20, 25])
+    ]
+    locations = tf.constant(rng.uniform(size=[1, 8000, 4, 3, 4, 2]), tf.float32)
+    weights = tf.constant(rng.uniform(size=[1, 8000, 4, 3, 4]), tf.float32)
+    attend = lambda *each: ops.multi_scale_deformable_attention(each[2:], *each[:2])  # noqa: E731
+    training = tf.function(all_of(attend), jit_compile=True, autograph=False)
+    taken = peak(lambda: training(locations, weights, *maps))
+    assert taken < 16 * 4 * 8000 * 128  # map after map it is 33
+
+
 def test_training_a_transformer_of_a_large_image_holds_one_corner_at_a_time(rng):
     image, upstream = (tf.constant(rng.normal(size=[1, 512, 512, 64]), tf.float32) for _ in "iu")
     theta = tf.constant([[[0.9, 0.1, 0.05], [-0.1, 0.9, -0.05]]])

@@ -7,6 +7,7 @@ from typing import get_args
 
 import tensorflow as tf
 
+from tf_deform import compiled
 from tf_deform.annotations import AttentionMethod, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import sample_table
@@ -111,20 +112,25 @@ def _sums(values, locations, weights, num_points, method):
     """Returns the weighted sums; the levels' points lie one after the other."""
     batch, queries, heads = validation.sizes(locations)[:3]
     wide = tf.float64 if tf.float64 in (values[0].dtype, locations.dtype) else tf.float32
-    places = tf.reshape(tf.cast(locations, wide), [batch, queries, heads, 2 * sum(num_points)])
-    places = tf.split(places, [2 * count for count in num_points], axis=-1)
-    weights = tf.reshape(weights, [batch, queries, heads, sum(num_points)])
-    weights = tf.split(weights, list(num_points), axis=-1)
-    sums = []
-    for value, at, weight, count in zip(values, places, weights, num_points, strict=True):
-        at = tf.reshape(at, [batch, queries, heads, count, 2])
-        sizes = [tf.cast(size, wide) for size in validation.sizes(value)[1:3]]
-        axes = [at[..., place] * size for place, size in zip((1, 0), sizes, strict=True)]
-        table = Table.of(value, heads)
-        if method == "default":
-            pixels = tf.stack([axis - 0.5 for axis in axes], axis=-1)
-            sums.append(sample_table(table, pixels, weight))
-        else:
-            pixels = tf.stop_gradient(tf.floor(tf.stack(axes, axis=-1) + 0.5))
-            sums.append(sample_table(table, pixels, weight, rule="border", taps="nearest"))
-    return tf.cast(tf.add_n(sums), values[0].dtype)
+    level = [nth for nth, count in enumerate(num_points) for _ in range(count)]  # of each point
+    shape = [batch, queries, heads, len(level)]
+    locations = tf.reshape(tf.cast(locations, wide), [*shape, 2])
+    sizes = zip(*(validation.sizes(value)[1:3] for value in values), strict=True)
+    axes = [
+        locations[..., place] * tf.cast(tf.stack([size[nth] for nth in level]), wide)
+        for place, size in zip((1, 0), sizes, strict=True)
+    ]
+    points = tf.stack(axes, axis=-1)
+    weights = tf.reshape(weights, shape)
+    if method == "discrete":
+        points = tf.stop_gradient(tf.floor(points + 0.5))
+        table = Table.of_levels(values, level, heads, readers="points")
+        sums = sample_table(table, points, weights, rule="border", taps="nearest")
+    elif compiled.chosen():
+        tables = [Table.of(value, heads) for value in values]
+        parts = (tf.split(each, num_points, axis=3) for each in (points - 0.5, weights))
+        sums = tf.add_n([sample_table(*each) for each in zip(tables, *parts, strict=True)])
+    else:
+        table = Table.of_levels(values, level, heads, readers="points")
+        sums = sample_table(table, points - 0.5, weights)
+    return tf.cast(sums, values[0].dtype)

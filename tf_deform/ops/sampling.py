@@ -257,11 +257,12 @@ def _sample_portable(table, points, weights, image_index, rule, taps="bilinear")
     rows, queries, groups, per_query, _ = validation.sizes(points)
     channels = table.channels // table.groups
 
-    def form(_, padded, points, weights=None, *, onto=None):
+    def form(turns, padded, points, weights=None, *, onto=None):
         axes = unstacked(tf.transpose(points, [4, 3, 0, 1, 2]))
         if weights is not None:
             weights = tf.transpose(weights, [3, 0, 1, 2])
-        return sum_samples(table, padded, axes, weights, image_index, rule, taps, onto=onto)
+        seen = table.of_points(turns)
+        return sum_samples(seen, padded, axes, weights, image_index, rule, taps, onto=onto)
 
     padded = table.rows()
     sums = sum_slices(
@@ -410,7 +411,7 @@ def _sum_taps(table, padded, taps, first_row, weights, at_edge, apart=False, ont
     """Returns `[rows * queries * groups, channels / groups]`: sums over points and tap products.
 
     padded: table.rows(). taps: for each axis a list of (cell, weight), each `[points, rows,
-    queries, groups]`. first_row: `[rows, 1, groups]`. weights, at_edge: like the taps, or None.
+    queries, groups]`. first_row: table.first_rows(...). weights, at_edge: like the taps, or None.
     With `apart` the points are not added up, and come before the rows.
     """
     terms = [(first_row, None)]

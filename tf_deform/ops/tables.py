@@ -25,49 +25,65 @@ class Table(NamedTuple):
     strides: list  # in rows, from one image to the next and along each axis
     start: int = 0  # row at which the images begin
     map_index: tf.Tensor | None = None  # [readers], if there are several maps
+    readers: str = "rows"  # of several maps: who reads one each, "rows" or "points"
 
     @classmethod
     def of(cls, values, groups):
         """Returns the table of values `[images, *space, channels]`."""
+        return cls._of(values, groups, _index_dtype([values], groups))
+
+    @classmethod
+    def _of(cls, values, groups, dtype):
         images, *space, channels = validation.sizes(values)
         if validation.is_static(channels, groups) and (groups < 1 or channels % groups):
             raise ValueError(
                 f"values must have channels divisible by the groups, received {channels} channels "
                 f"and {groups} groups"
             )
-        known = validation.is_static(images, *space, groups)
-        fits = known and images * math.prod(size + 3 for size in space) * groups < 2**31
-        strides = [tf.cast(groups, tf.int32 if fits else tf.int64)]
+        strides = [tf.cast(groups, dtype)]
         for size in reversed(space):
-            strides.insert(0, strides[0] * tf.cast(size + 3, strides[0].dtype))
+            strides.insert(0, strides[0] * tf.cast(size + 3, dtype))
         return cls([values], images, space, channels, groups, strides)
 
     @classmethod
-    def of_levels(cls, levels, level_index):
+    def of_levels(cls, levels, level_index, groups=1, readers="rows"):
         """Returns one table of several feature maps, of which each reader reads one.
 
         levels: list of `[images, *space, channels]`, of equal batch and channels. level_index:
-        `[rows]`, the map that each row of points reads: sizes and strides are tensors, one a row.
+        `[rows]` or `[points]`, the map that each row of points reads, or that each of a query's
+        points reads. Sizes, strides and start are then `[rows, 1, 1]` or `[points, 1, 1, 1]`.
         """
-        tables = [cls.of(level, 1) for level in levels]
-        dtype = tf.int32 if all(t.strides[0].dtype == tf.int32 for t in tables) else tf.int64
+        if len(levels) == 1:
+            return cls.of(levels[0], groups)
+        dtype = _index_dtype(levels, groups)
+        tables = [cls._of(level, groups, dtype) for level in levels]
         starts = [tf.zeros([], dtype)]
         for table in tables[:-1]:
-            size = tf.cast(table.images, dtype) * tf.cast(table.strides[0], dtype)
-            starts.append(starts[-1] + size)
+            starts.append(starts[-1] + tf.cast(table.images, dtype) * table.strides[0])
+        shape = [-1, 1, 1] if readers == "rows" else [-1, 1, 1, 1]
 
-        def per_row(sizes):
-            return tf.gather(tf.stack([tf.cast(size, dtype) for size in sizes]), level_index)
+        def per_reader(sizes):
+            sizes = tf.stack([tf.cast(size, dtype) for size in sizes])
+            return tf.reshape(tf.gather(sizes, level_index), shape)
 
-        space = [_lone(per_row(sizes)) for sizes in zip(*(t.space for t in tables), strict=True)]
-        image, *axes = (per_row(each) for each in zip(*(t.strides for t in tables), strict=True))
         return tables[0]._replace(
             maps=levels,
-            space=space,
-            strides=[image, *map(_lone, axes)],
-            start=per_row(starts),
+            space=[per_reader(sizes) for sizes in zip(*(t.space for t in tables), strict=True)],
+            strides=[per_reader(each) for each in zip(*(t.strides for t in tables), strict=True)],
+            start=per_reader(starts),
             map_index=level_index,
+            readers=readers,
         )
+
+    def of_points(self, points):
+        """Returns the table as it is for some of a query's points: `[points]` int32, which ones."""
+        if self.readers == "rows":
+            return self
+        space, strides, (start,) = (
+            [tf.gather(each, points) for each in sizes]
+            for sizes in (self.space, self.strides, [self.start])
+        )
+        return self._replace(space=space, strides=strides, start=start)
 
     def rows(self):
         """Returns `[rows, channels / groups]`: the padded maps, one after the other."""
@@ -79,14 +95,19 @@ class Table(NamedTuple):
         return rows[0] if len(rows) == 1 else tf.concat(rows, axis=0)
 
     def first_rows(self, image_index):
-        """Returns `[rows, 1, groups]`: where each image and group begins in the table."""
+        """Returns `[..., rows, 1, groups]`: where each image and group begins in the table."""
         if image_index is None:
             image_index = tf.range(self.images)
         stride = self.strides[0]
-        first = tf.cast(image_index, stride.dtype) * stride + self.start
-        return _lone(first) + tf.range(tf.cast(self.groups, stride.dtype))
+        image_index = tf.reshape(tf.cast(image_index, stride.dtype), [-1, 1, 1])
+        return image_index * stride + self.start + tf.range(tf.cast(self.groups, stride.dtype))
 
 
-def _lone(values):
-    """Returns values `[rows]` as `[rows, 1, 1]`: LiteRT cannot index free sizes with None."""
-    return tf.reshape(values, [-1, 1, 1])
+def _index_dtype(maps, groups):
+    """Returns int32 if all rows of the maps' tables are known to fit."""
+    rows = 0
+    for images, *space, _ in map(validation.sizes, maps):
+        if not validation.is_static(images, *space, groups):
+            return tf.int64
+        rows += images * math.prod(size + 3 for size in space) * groups
+    return tf.int32 if rows < 2**31 else tf.int64
