@@ -1,6 +1,7 @@
 """What the tests share: seeds, implementations, tolerances, derivatives, ways to run."""
 
 import functools
+import gc
 import importlib.util
 import os
 import re
@@ -100,6 +101,12 @@ def pytest_configure(config):
         config.pluginmanager.register(progress.Progress(config), "progress-by-file")
     config.addinivalue_line("markers", "xla_kernels: XLA compiles the library's ops, if it can")
     config.addinivalue_line("markers", "newer_keras: needs, or reads a file of, a newer Keras")
+
+
+def pytest_collection_finish():
+    """Has Python look for garbage less often: of a heap such as TensorFlow's it takes a while."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_collection_modifyitems(config, items):

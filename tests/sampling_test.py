@@ -21,6 +21,7 @@ from conftest import (
     run_litert,
 )
 from tf_deform import ops
+from tf_deform.ops import tables
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -482,6 +483,18 @@ def test_sample_converts_to_litert_with_builtin_operators(
         lambda *each: ops.sample(*each, **options), values, points, free_sizes=free_sizes
     )
     assert relative_error(actual, oracles.sample(values, points, **options)) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("maps, dtype", [(1, tf.int32), (2, tf.int64)])
+def test_the_rows_of_all_maps_of_a_table_are_counted_for_their_index(maps, dtype):
+    found = []
+
+    @tf.function
+    def trace(*levels):
+        found.append(tables.Table.of_levels(list(levels), [0] * maps).strides[0].dtype)
+
+    trace.get_concrete_function(*[tf.TensorSpec([1, 40_000, 40_000, 1])] * maps)
+    assert found == [dtype]
 
 
 def test_a_number_of_channels_that_is_not_known_is_taken(rng):
