@@ -146,7 +146,7 @@ def test_portable_and_compiled_exports_at_once_hold_what_they_were_asked_for(mod
 
     disturber = threading.Thread(target=disturb)
     disturber.start()
-    wanted = enumerate(("portable", "compiled", "portable"))
+    wanted = enumerate(("portable", "compiled") * 2)
     try:
         saved = together(*[lambda each=each: save(*each) for each in wanted])
     finally:

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tf_deform as tfd
-from conftest import TOLERANCE, relative_error
+from conftest import TOLERANCE, relative_error, run_litert
 from tf_deform import export
 from tf_deform.compiled import loading
 
@@ -207,6 +207,15 @@ def served(tmp_path_factory):
 def test_a_saved_model_runs_in_a_process_that_cannot_import_us(family, size, served):
     actual, expected = served[family, size]
     assert relative_error(actual, expected) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_convert_to_litert_with_builtin_operators(family):
+    options = {"sampling_ratio": 2} if family == "roi_pooling" else {}
+    model = FAMILIES[family]((9, 7), **options)
+    arguments = arguments_of(family, (9, 7), batch=1)
+    actual = run_litert(lambda *each: call(model, each), *arguments)
+    assert relative_error(actual, call(model, arguments)) < TOLERANCE["float32"]
 
 
 # tfd.export_saved_model

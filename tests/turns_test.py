@@ -53,6 +53,13 @@ def pool(rng):
     return call, [rng.normal(size=[2, 6, 7, 4])]
 
 
+def attention(rng):
+    maps = [rng.normal(size=[2, *size, 6]) for size in ([5, 7], [3, 2])]
+    arrays = [fractional(rng, [2, 4, 3, 5, 2], -2, 9) / 8, rng.uniform(size=[2, 4, 3, 5]), *maps]
+    attend = functools.partial(ops.multi_scale_deformable_attention, num_points=(2, 3))
+    return lambda locations, weights, *maps: attend(maps, locations, weights), arrays
+
+
 MAKERS = {
     **{
         f"convolution {n}": functools.partial(convolution, case)
@@ -63,6 +70,7 @@ MAKERS = {
     "narrow, of images, unweighted": functools.partial(sample, 8, False, True),
     "wide": functools.partial(sample, 64, True, True),
     "regions": pool,
+    "attention": attention,
 }
 
 
@@ -72,7 +80,7 @@ def all_of(call):
 
 
 # XLA takes as long for each: one of a rank and of each kind.
-COMPILED = ["convolution 2", "convolution 4", "convolution 9", *list(MAKERS)[-4:]]
+COMPILED = ["convolution 2", "convolution 4", "convolution 9", *list(MAKERS)[-5:]]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +97,7 @@ def test_turns_change_neither_values_nor_gradients(name, jit, rng, in_turns):
         assert relative_error(actual, wanted) < TOLERANCE["float64"]
 
 
-@pytest.mark.parametrize("name", ["convolution 4", "convolution 9", "narrow", "wide"])
+@pytest.mark.parametrize("name", ["convolution 4", "convolution 9", "narrow", "wide", "attention"])
 def test_derivatives(name, rng, in_turns):
     call, arrays = MAKERS[name](rng)
     in_turns()

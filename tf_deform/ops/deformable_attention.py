@@ -7,7 +7,6 @@ from typing import get_args
 
 import tensorflow as tf
 
-from tf_deform import compiled
 from tf_deform.annotations import AttentionMethod, Tensor
 from tf_deform.ops import validation
 from tf_deform.ops.sampling import sample_table
@@ -122,15 +121,10 @@ def _sums(values, locations, weights, num_points, method):
     ]
     points = tf.stack(axes, axis=-1)
     weights = tf.reshape(weights, shape)
-    if method == "discrete":
-        points = tf.stop_gradient(tf.floor(points + 0.5))
-        table = Table.of_levels(values, level, heads, readers="points")
-        sums = sample_table(table, points, weights, rule="border", taps="nearest")
-    elif compiled.chosen():
-        tables = [Table.of(value, heads) for value in values]
-        parts = (tf.split(each, num_points, axis=3) for each in (points - 0.5, weights))
-        sums = tf.add_n([sample_table(*each) for each in zip(tables, *parts, strict=True)])
-    else:
-        table = Table.of_levels(values, level, heads, readers="points")
+    table = Table.of_levels(values, level, heads, readers="points")
+    if method == "default":
         sums = sample_table(table, points - 0.5, weights)
+    else:
+        points = tf.stop_gradient(tf.floor(points + 0.5))
+        sums = sample_table(table, points, weights, rule="border", taps="nearest")
     return tf.cast(sums, values[0].dtype)

@@ -161,7 +161,7 @@ def _scattered(weights, index, values, rows, onto=None):
     )
     if validation.is_static(n) and n == 0:  # Grappler divides by n as it optimises the product
         return total
-    blocks = _blocks(terms, n, channels)
+    blocks = _blocks(terms, n, channels, total.shape[0])
     size = -(-n // blocks)
     index, weights = tf.transpose(index), tf.transpose(weights)
 
@@ -179,11 +179,15 @@ def _scattered(weights, index, values, rows, onto=None):
     return add(0, total)[0] if blocks == 1 else loop(blocks, add, [total])[0]
 
 
-def _blocks(terms, n, channels):
-    """Returns into how many blocks n is cut: a block of all terms is no smaller than one term."""
+def _blocks(terms, n, channels, rows):
+    """Returns into how many blocks n is cut: a block of all terms is no smaller than one term.
+
+    Nor than the table if its rows are known: it is read and written for each.
+    """
     if not validation.is_static(n, channels):
         return terms
-    return max(1, min(terms, 4 * terms * n * channels // _BLOCK))
+    block = max(_BLOCK, 4 * (rows or 0) * channels)
+    return max(1, min(terms, 4 * terms * n * channels // block))
 
 
 def _after(*tensors):

@@ -237,6 +237,15 @@ def sample_table(table, points, weights=None, image_index=None, rule="zeros", ta
 
 
 def _sample_compiled(table, points, weights, image_index, rule):
+    if table.readers == "points":
+        counts = [table.map_index.count(nth) for nth in range(len(table.maps))]
+        split = [tf.split(each, counts, axis=3) for each in (points, weights)]
+        return tf.add_n(
+            [
+                _sample_compiled(Table.of(each, table.groups), seen, counted, image_index, rule)
+                for each, seen, counted in zip(table.maps, *split, strict=True)
+            ]
+        )
     several = table.map_index is not None
     if rule != "zeros":
         space = [tf.expand_dims(size, -1) if several else size for size in table.space]

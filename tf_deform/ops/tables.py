@@ -24,7 +24,7 @@ class Table(NamedTuple):
     groups: int
     strides: list  # in rows, from one image to the next and along each axis
     start: int = 0  # row at which the images begin
-    map_index: tf.Tensor | None = None  # [readers], if there are several maps
+    map_index: tf.Tensor | list[int] | None = None  # [readers], if there are several maps
     readers: str = "rows"  # of several maps: who reads one each, "rows" or "points"
 
     @classmethod
@@ -49,9 +49,10 @@ class Table(NamedTuple):
     def of_levels(cls, levels, level_index, groups=1, readers="rows"):
         """Returns one table of several feature maps, of which each reader reads one.
 
-        levels: list of `[images, *space, channels]`, of equal batch and channels. level_index:
-        `[rows]` or `[points]`, the map that each row of points reads, or that each of a query's
-        points reads. Sizes, strides and start are then `[rows, 1, 1]` or `[points, 1, 1, 1]`.
+        levels: list of `[images, *space, channels]`, of equal batch and channels. level_index: the
+        map that each row of points reads, `[rows]`; or that each of a query's points reads, a list
+        of ints that do not decrease. Sizes, strides and start are `[rows, 1, 1]` or `[points, 1, 1,
+        1]`.
         """
         if len(levels) == 1:
             return cls.of(levels[0], groups)
