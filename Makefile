@@ -71,7 +71,7 @@ guides: $(VENV)/.has-guides ## run the guides that have changed (ARGS="NAME", AR
 	@$(RUN) docs/site/guides.py $(ARGS)
 
 test: ops $(DOCS_STAGE:docs=$(VENV)/.has-docs) ## run the tests (ARGS="tests/layer_contract_test.py -k roi")
-	@echo "==> Running the tests in $(WORKERS) processes (20 to 25 minutes on two cores)"
+	@echo "==> Running the tests in $(WORKERS) processes (20 to 35 minutes on two cores)"
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: ## check format, lint and types, build the site and the library, run the tests and 1,000 hostile calls

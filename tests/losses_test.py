@@ -177,8 +177,7 @@ def registration_model():
     return keras.Model(images, {"moved": moved, "flow": flow})
 
 
-@pytest.mark.parametrize("jit_compile", (False, True))
-@pytest.mark.parametrize("policy", ("float32", "mixed_float16"))
+@pytest.mark.parametrize(("policy", "jit_compile"), [("float32", False), ("mixed_float16", True)])
 def test_a_compiled_model_trains_and_is_saved_with_its_losses(policy, jit_compile, rng, tmp_path):
     keras.config.set_dtype_policy(policy)
     try:
