@@ -25,7 +25,7 @@ from tf_deform.export import export_saved_model
 from tf_deform.litert_export import export_litert
 from tf_deform.onnx_export import export_onnx
 
-__version__ = "0.2.0"
+__version__ = "0.2.1"
 
 __all__ = [
     "accelerate",
