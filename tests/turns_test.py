@@ -38,11 +38,12 @@ def convolution(case, rng):
     return functools.partial(ops.deformable_conv, **options), arrays
 
 
-def sample(channels, weighted, indexed, rng):
+def sample(channels, points, weighted, indexed, rng):
     index = tf.constant([1, 0, 1]) if indexed else None
     call = lambda *each: ops.weighted_sample(*each, image_index=index)  # noqa: E731
     values = rng.normal(size=[2 if indexed else 3, 4, 5, 2 * channels])
-    arrays = [values, fractional(rng, [3, 6, 2, 5, 2], -2, 6), rng.uniform(size=[3, 6, 2, 5])]
+    shape = [3, 6, 2, points]
+    arrays = [values, fractional(rng, [*shape, 2], -2, 6), rng.uniform(size=shape)]
     return call, arrays[: 3 if weighted else 2]
 
 
@@ -55,8 +56,8 @@ def pool(rng):
 
 def attention(rng):
     maps = [rng.normal(size=[2, *size, 6]) for size in ([5, 7], [3, 2])]
-    arrays = [fractional(rng, [2, 4, 3, 5, 2], -2, 9) / 8, rng.uniform(size=[2, 4, 3, 5]), *maps]
-    attend = functools.partial(ops.multi_scale_deformable_attention, num_points=(2, 3))
+    arrays = [fractional(rng, [2, 4, 3, 6, 2], -2, 9) / 8, rng.uniform(size=[2, 4, 3, 6]), *maps]
+    attend = functools.partial(ops.multi_scale_deformable_attention, num_points=(2, 4))
     return lambda locations, weights, *maps: attend(maps, locations, weights), arrays
 
 
@@ -66,9 +67,9 @@ MAKERS = {
         for n, case in enumerate(CASES)
         if math.prod(case[3]) > 1  # taps, for one of which there is nothing to do in turns
     },
-    "narrow": functools.partial(sample, 3, True, False),
-    "narrow, of images, unweighted": functools.partial(sample, 8, False, True),
-    "wide": functools.partial(sample, 64, True, True),
+    "narrow": functools.partial(sample, 3, 5, True, False),
+    "narrow, of images, unweighted": functools.partial(sample, 8, 6, False, True),
+    "wide": functools.partial(sample, 64, 6, True, True),
     "regions": pool,
     "attention": attention,
 }

@@ -17,7 +17,7 @@ from tf_deform.ops import validation
 _IMAGES = 8  # what a batch of unknown size is taken for
 
 
-def sum_slices(form, axes, arguments, *, zeros, samples, limit):
+def sum_slices(form, axes, arguments, *, zeros, samples, limit, together=1):
     """Returns form(all, *arguments), the sum of form([k], *slices) over all slices k.
 
     Only the first gradient is made in turns: a gradient of it is made of all slices at once. So is
@@ -32,6 +32,7 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
         zeros: function that returns a sum of nothing.
         samples: the sizes of all samples together, the batch first: ints or scalar tensors.
         limit: the bytes of all samples in float32 above which they are made in turns.
+        together: the most slices that a turn of the sum takes. A turn of the gradient takes one.
     """
     pairs = zip(axes, arguments, strict=True)
     count = next(each.shape[axis] for axis, each in pairs if axis is not None)
@@ -39,23 +40,28 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit):
     if count == 1 or compiled.traced_for_export() or not exceed(limit, samples):
         return everything(*arguments)
 
-    def slices(turn, arguments):
+    together = max(number for number in range(1, together + 1) if count % number == 0)
+
+    def slices(turns, arguments):
         return [
-            each if axis is None else tf.expand_dims(tf.gather(each, turn, axis=axis), axis)
+            each if axis is None else tf.gather(each, turns, axis=axis)
             for axis, each in zip(axes, arguments, strict=True)
         ]
 
     @tf.custom_gradient
     def total(*arguments):
         def add(turn, total):
-            return [total + form([turn], *slices(turn, arguments))]
+            turns = turn * together + tf.range(together)
+            return [total + form(turns, *slices(turns, arguments))]
 
-        return loop(count, add, [zeros()])[0], lambda upstream: gradients(upstream, *arguments)
+        return loop(count // together, add, [zeros()])[0], lambda upstream: gradients(
+            upstream, *arguments
+        )
 
     @tf.custom_gradient
     def gradients(upstream, *arguments):
         def add(turn, *found):
-            parts = slices(turn, arguments)
+            parts = slices([turn], arguments)
             with tf.GradientTape() as tape:
                 tape.watch(parts)
                 out = form([turn], *parts, onto=found[axes.index(None)])
