@@ -54,9 +54,7 @@ def sum_slices(form, axes, arguments, *, zeros, samples, limit, together=1):
             turns = turn * together + tf.range(together)
             return [total + form(turns, *slices(turns, arguments))]
 
-        return loop(count // together, add, [zeros()])[0], lambda upstream: gradients(
-            upstream, *arguments
-        )
+        return loop(count // together, add, [zeros()])[0], lambda up: gradients(up, *arguments)
 
     @tf.custom_gradient
     def gradients(upstream, *arguments):
