@@ -20,7 +20,7 @@ from tf_deform.ops.turns import sum_slices
 INTERPOLATIONS = get_args(Interpolation)
 PADDING_MODES = get_args(PaddingMode)
 AT_ONCE = 2**24  # bytes of samples; above this their points are taken in turns
-_TOGETHER = 3  # points: one by one, each turn would read and write the sums again
+_TOGETHER = 4  # points: one by one, each turn would read and write the sums again
 _RAMP = ("bilinear", "zeros")  # the one combination whose support includes the edge -1
 
 
